@@ -1,0 +1,52 @@
+# Each target sets up what it needs; nothing has to be installed beforehand but Python and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUNS ?= runs
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all test-oldest lint format bench tensorboard clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	@touch $@
+
+demo: $(VENV)/.ready  ## Train on cluttered MNIST with the callback attached (two minutes)
+	$(BIN)/gradcam-callback fit --config configs/demo.yaml
+
+tensorboard: $(VENV)/.ready  ## Look at the runs, every epoch of every panel
+	$(BIN)/tensorboard --logdir $(RUNS) --samples_per_plugin images=1000
+
+test: $(VENV)/.ready  ## Run the tests (under ten minutes on two cores)
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.ready  ## Run the slow tests too
+	$(BIN)/python -m pytest -m 'not gpu'
+
+test-oldest:  ## Run the tests on the oldest supported versions, in an environment of its own
+	$(MAKE) VENV=.venv-oldest .venv-oldest/.oldest
+	.venv-oldest/bin/python -m pytest
+
+.venv-oldest/.oldest: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --disable-pip-version-check -c constraints-oldest.txt -e '.[demo,dev]'
+	@touch $@
+
+lint: $(VENV)/.ready  ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.ready  ## Put the code into the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.ready  ## Measure time and memory as ratios inside one run
+	$(BIN)/python scripts/benchmark.py
+
+clean:  ## Remove environments, caches and runs
+	rm -rf .venv .venv-oldest $(RUNS) .pytest_cache .mypy_cache .ruff_cache build dist

@@ -1,0 +1,168 @@
+"""Frozen records that the rooms pass to each other. A leaf but for `causes`.
+
+Axes, here and everywhere: `N` probes, `C` image channels, `H W` the image in pixels, `K` channels of an activation,
+`h w` its space, `L` classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gradcam_callback.causes import Cause
+
+
+class GradientState(str, Enum):
+    """What the gradient of one probe at one layer is worth."""
+
+    OK = "ok"
+    NONE = "none"
+    ZERO = "zero"
+    NON_FINITE = "non_finite"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class LayerHealth:
+    """The judgement on the gradient at one layer, made before anything is normalised.
+
+    Attributes:
+        gradient_norm: `(N,)` float32, the L2 norm of each probe's gradient; NaN where there is none.
+        state: One state a probe.
+        empty: One flag a probe: the gradient is fine, and the map is zero all the same, because every channel speaks
+            against the class.
+        cause: Why the gradient is not there, where the forward pass alone already tells; None otherwise.
+    """
+
+    gradient_norm: Tensor
+    state: tuple[GradientState, ...]
+    empty: tuple[bool, ...]
+    cause: Cause | None = None
+
+    @property
+    def null_probes(self) -> tuple[int, ...]:
+        """The probes without a usable gradient."""
+        return tuple(index for index, state in enumerate(self.state) if state is not GradientState.OK)
+
+
+@dataclass(frozen=True)
+class CAMResult:
+    """Class activation maps of one batch for one target.
+
+    Attributes:
+        cams: Layer to map: float32 `(N, h, w)`, at least 0, not normalised, on the model's device. A probe without a
+            usable gradient is a row of NaN, never zeros.
+        targets: `(N,)` int64, the class that each map explains.
+        scores: `(N,)` float32, the logit of that class.
+        predictions: `(N,)` int64, the class with the highest logit.
+        probabilities: `(N, L)` float32 in 0..1, softmax of the logits; of a single logit, its sigmoid and the rest.
+        health: Layer to judgement.
+        input_size: `(H, W)` of the inputs, in pixels.
+    """
+
+    cams: Mapping[str, Tensor]
+    targets: Tensor
+    scores: Tensor
+    predictions: Tensor
+    probabilities: Tensor
+    health: Mapping[str, LayerHealth]
+    input_size: tuple[int, int]
+
+    def heatmaps(self, size: tuple[int, int] | None = None) -> dict[str, Tensor]:
+        """Enlarge each map and scale it to 0..1 by its own maximum.
+
+        Args:
+            size: `(H, W)` in pixels; None takes the size of the inputs.
+
+        Returns:
+            Layer to float32 `(N, H, W)` in 0..1, bilinear. An all-zero map stays zero, a NaN map stays NaN.
+        """
+        return {layer: _normalise(_enlarge(cam, size or self.input_size)) for layer, cam in self.cams.items()}
+
+
+def _enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(maps.unsqueeze(1), size=size, mode="bilinear", align_corners=False).squeeze(1)
+
+
+def _normalise(maps: Tensor) -> Tensor:
+    peak = maps.amax(dim=(1, 2), keepdim=True)
+    return torch.where(peak == 0, maps, maps / peak)
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """The fixed images, as the model sees them; captured once.
+
+    Attributes:
+        images: `(N, C, H, W)`, what the model's forward gets, after the transforms, the collation and the transfer.
+        labels: `(N,)` int64 on the CPU, or None where the data has none.
+        names: One short name a probe: its index in the data set or its file name.
+        indices: The probes' positions in the data set, where they have one.
+        class_names: The names of the classes, where the data set tells them.
+        mean: One number a channel that the data set's transforms subtract, where they can be found.
+        std: One number a channel that the data set's transforms divide by, likewise.
+        fingerprint: SHA-256 over images and labels, in hexadecimal.
+        notices: What the user should know about the choice, e.g. that there were fewer samples than asked.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    names: tuple[str, ...]
+    indices: tuple[int, ...] | None
+    class_names: tuple[str, ...] | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    fingerprint: str
+    notices: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class PanelColumn:
+    """One target in a panel: an overlay a probe.
+
+    Attributes:
+        title: What is explained, e.g. "predicted", "label" or a class name.
+        overlays: `(N, height, width, 3)` uint8, image and map blended.
+        captions: One line or more a probe, e.g. "cat 0.93".
+        verdicts: One a probe: None draws the overlay; a text is written on a hatched tile in its place.
+        peaks: `(N,)` float32, the value of each map that the end of the colour bar stands for; NaN where there is no map.
+    """
+
+    title: str
+    overlays: Tensor
+    captions: tuple[str, ...]
+    verdicts: tuple[str | None, ...]
+    peaks: Tensor
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One layer's picture before it is composed: a row a probe, the input, then a column a target. All on the CPU.
+
+    Attributes:
+        title: The heading, e.g. the layer, the method and the epoch.
+        inputs: `(N, height, width, 3)` uint8, the input images as shown.
+        captions: One a probe, for its input, e.g. its name and its label.
+        correct: One a probe: whether the prediction is the label; None where there is no label.
+        columns: One a target.
+        table: `(256, 3)` uint8, the colormap of the colour bar.
+        shared_scale: Whether all maps of a column share one scale, or each has its own.
+    """
+
+    title: str
+    inputs: Tensor
+    captions: tuple[str, ...]
+    correct: tuple[bool | None, ...]
+    columns: tuple[PanelColumn, ...]
+    table: Tensor
+    shared_scale: bool
