@@ -17,6 +17,10 @@ from torch import Tensor
 from gradcam_callback.causes import Cause
 
 
+class BadInputError(ValueError):
+    """What was given cannot be used; the message says what it was, what is possible, and what to do."""
+
+
 class GradientState(str, Enum):
     """What the gradient of one probe at one layer is worth."""
 
@@ -39,12 +43,14 @@ class LayerHealth:
         empty: One flag a probe: the gradient is fine, and the map is zero all the same, because every channel speaks
             against the class.
         cause: Why the gradient is not there, where the forward pass alone already tells; None otherwise.
+        detail: That cause in words; empty where there is none.
     """
 
     gradient_norm: Tensor
     state: tuple[GradientState, ...]
     empty: tuple[bool, ...]
     cause: Cause | None = None
+    detail: str = ""
 
     @property
     def null_probes(self) -> tuple[int, ...]:
@@ -135,7 +141,7 @@ class PanelColumn:
         overlays: `(N, height, width, 3)` uint8, image and map blended.
         captions: One line or more a probe, e.g. "cat 0.93".
         verdicts: One a probe: None draws the overlay; a text is written on a hatched tile in its place.
-        peaks: `(N,)` float32, the value of each map that the end of the colour bar stands for; NaN where there is no map.
+        peaks: `(N,)` float32, what the end of the colour bar stands for in each map; NaN where there is no map.
     """
 
     title: str

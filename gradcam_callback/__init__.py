@@ -1,0 +1,66 @@
+"""Grad-CAM during validation, as a PyTorch Lightning callback: heatmaps and gradient-null alerts in TensorBoard.
+
+The public names are resolved when they are first used: importing the package imports neither torch nor lightning, so
+that TensorBoard, or a shell's completion, can look at it at no cost.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradcam_callback.alerts import Alert, GradientNullError, GradientNullWarning
+    from gradcam_callback.callback import GradCAMCallback
+    from gradcam_callback.causes import Cause
+    from gradcam_callback.explain import compute_cam
+    from gradcam_callback.probes import ImageProbes, ProbeSource, TensorProbes, ValidationProbes
+    from gradcam_callback.records import CAMResult, GradientState, LayerHealth, ProbeSet
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Alert": "alerts",
+    "CAMResult": "records",
+    "Cause": "causes",
+    "GradCAMCallback": "callback",
+    "GradientNullError": "alerts",
+    "GradientNullWarning": "alerts",
+    "GradientState": "records",
+    "ImageProbes": "probes",
+    "LayerHealth": "records",
+    "ProbeSet": "records",
+    "ProbeSource": "probes",
+    "TensorProbes": "probes",
+    "ValidationProbes": "probes",
+    "compute_cam": "explain",
+}
+
+__all__ = [
+    "Alert",
+    "CAMResult",
+    "Cause",
+    "GradCAMCallback",
+    "GradientNullError",
+    "GradientNullWarning",
+    "GradientState",
+    "ImageProbes",
+    "LayerHealth",
+    "ProbeSet",
+    "ProbeSource",
+    "TensorProbes",
+    "ValidationProbes",
+    "compute_cam",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,210 @@
+"""Corridor: one batch through the rooms, from the model and the probes to a CAMResult a target. It knows no Trainer."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradcam_callback import gradients, health, layers, methods, targets
+from gradcam_callback.causes import Cause
+from gradcam_callback.isolation import isolated
+from gradcam_callback.records import BadInputError, CAMResult
+from gradcam_callback.targets import OutputSpec
+
+log = logging.getLogger(__name__)
+
+Target = str | int | Sequence[int] | Tensor
+
+
+def compute_cam(
+    model: nn.Module,
+    inputs: Tensor,
+    target_layers: str | Sequence[str] = layers.AUTO,
+    *,
+    target: Target = "predicted",
+    method: str = "gradcam",
+    output: OutputSpec = None,
+) -> CAMResult:
+    """Compute class activation maps of one batch: one forward pass, one partial backward pass.
+
+    It asks nothing of the caller: it works under `no_grad`, under `inference_mode`, in train or eval mode (the maps are
+    those of evaluation mode), with any parameter frozen; and it leaves the model as it found it, also when that raises.
+
+    Args:
+        model: Any module that maps images to logits.
+        inputs: `(N, C, H, W)`, as the model takes them; moved to the model's device.
+        target_layers: Dotted names of modules inside the model, or "auto": the last module in forward order that
+            returns maps of more than one pixel and that the score depends on.
+        target: The class to explain: "predicted", an int, or N ints (a list or an integer tensor).
+        method: "gradcam", "gradcam++", "hirescam", "xgradcam" or "layercam".
+        output: Where the logits are in what the model returns: a key, an index, a function; None finds them.
+
+    Returns:
+        Maps, scores, and a judgement on each gradient. A probe without a usable gradient is a row of NaN.
+
+    Raises:
+        TypeError: `inputs` is no tensor, or `target` or `target_layers` is of a wrong type.
+        ValueError: There is no such layer, method or class; the layer's output has no space in it; the number of
+            targets is not that of the samples; no logits were found.
+    """
+    [result] = explain(model, inputs, target_layers, wanted=[target], method=method, output=output)
+    for layer, verdict in result.health.items():
+        if verdict.cause is Cause.UNSUPPORTED_OUTPUT:
+            raise BadInputError(verdict.detail + f" Choose a layer before {layer!r} that returns maps.")
+    return result
+
+
+def explain(
+    model: nn.Module,
+    inputs: Tensor,
+    target_layers: str | Sequence[str],
+    *,
+    wanted: Sequence[Target],
+    method: str = "gradcam",
+    output: OutputSpec = None,
+) -> list[CAMResult]:
+    """As `compute_cam`, for several targets at the price of one forward pass; a result each, in their order.
+
+    A layer without space in its output is no error here, but a judgement with its cause.
+    """
+    method_of = methods.find_method(method)
+    for target in wanted:
+        targets.check_target(target)
+    names = layers.check_names(target_layers)
+    with isolated(model):
+        inputs = prepared(inputs, model)
+        if names == (layers.AUTO,):
+            names = (_auto_layer(model, inputs, wanted[0], output),)
+        found = layers.find_layers(model, names)
+        with gradients.recorded(found, layers.find_activation) as recordings:
+            logits = _logits(model, inputs, output)
+            results = []
+            for position, target in enumerate(wanted):
+                scores, rest = _score(logits, target)
+                more = position + 1 < len(wanted)
+                taken = gradients.differentiate(scores, recordings, keep_graph=more)
+                examinations = {name: _examine(name, pair, method_of, inputs) for name, pair in taken.items()}
+                results.append(_result(scores, rest, examinations, inputs))
+    return results
+
+
+def choose_layer(model: nn.Module, inputs: Tensor, *, target: Target = "predicted", output: OutputSpec = None) -> str:
+    """The layer that "auto" stands for.
+
+    It is the last module in forward order whose output has more than one pixel and on which the score depends. Where
+    the score depends on none of them (the feature map is detached, say), it is the last: there the question is why.
+
+    Args:
+        model: Any module that maps images to logits.
+        inputs: `(N, C, H, W)`; one sample is enough.
+        target: As for `compute_cam`.
+        output: As for `compute_cam`.
+
+    Raises:
+        ValueError: No module returns maps of more than one pixel.
+    """
+    with isolated(model):
+        return _auto_layer(model, prepared(inputs, model), target, output)
+
+
+def prepared(inputs: Any, model: nn.Module) -> Tensor:
+    """The inputs on the model's device, without a history and not made in inference mode.
+
+    Raises:
+        TypeError: They are no tensor.
+        ValueError: They are no batch of images.
+    """
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f"The inputs are a tensor (N, C, H, W); given: {type(inputs).__name__}.")
+    if inputs.ndim != 4 or len(inputs) == 0:
+        raise BadInputError(
+            f"The inputs are a tensor (N, C, H, W) with at least one image; given: {tuple(inputs.shape)}."
+        )
+    anchor = next(model.parameters(), next(model.buffers(), inputs))
+    moved = inputs.detach().to(anchor.device)
+    return moved.clone() if moved.is_inference() else moved
+
+
+def _auto_layer(model: nn.Module, inputs: Tensor, target: Target, output: OutputSpec) -> str:
+    with layers.spatial_layers(model, len(inputs)) as seen, torch.no_grad():
+        _forward(model, inputs)
+    if not seen:
+        raise BadInputError(
+            f'"auto" found no layer in {type(model).__name__}: none of its modules returns maps (N, K, h, w) of more '
+            "than one pixel. Grad-CAM needs one, such as a convolution; name it in `target_layers`."
+        )
+    names = list(seen)
+    # The last one nearly always answers. Several in one pass cost the memory of the graph between them.
+    for count in (1, 8, len(names)):
+        candidates = {name: seen[name] for name in names[-count:]}
+        with gradients.recorded(candidates, layers.find_activation) as recordings:
+            scores, _ = _score(_logits(model, inputs, output), target)
+            taken = gradients.differentiate(scores, recordings)
+        alive = [name for name, pair in taken.items() if pair.gradient is not None]
+        if alive:
+            log.info('"auto" chose the layer %r.', alive[-1])
+            return alive[-1]
+    log.info('"auto" chose the layer %r, though the score depends on no layer that has space.', names[-1])
+    return names[-1]
+
+
+def _logits(model: nn.Module, inputs: Tensor, output: OutputSpec) -> Tensor:
+    logits = targets.find_logits(_forward(model, inputs), output)
+    if len(logits) != len(inputs):
+        raise BadInputError(
+            f"The model returned logits of shape {tuple(logits.shape)} for {len(inputs)} images: needed is one row an "
+            "image. If these are not the logits, say with `output` where they are."
+        )
+    return logits
+
+
+def _forward(model: nn.Module, inputs: Tensor) -> Any:
+    return model(inputs)
+
+
+def raised_by_model(error: BaseException) -> bool:
+    """Whether an error that came out of this module was raised in the model's own forward pass."""
+    return any(frame.f_code is _forward.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _score(logits: Tensor, target: Target) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """The scores `(N,)`, and what was chosen: targets, predictions, probabilities."""
+    predictions, probabilities = targets.predict(logits)
+    chosen = targets.choose_targets(target, predictions, targets.class_count(logits))
+    return targets.score(logits, chosen), (chosen, predictions, probabilities)
+
+
+def _examine(name: str, pair: gradients.LayerGradient, method_of: methods.Method, inputs: Tensor) -> health.Examination:
+    if pair.activation is None:
+        if pair.refused is None:
+            return health.missing(None, inputs, Cause.LAYER_NOT_CALLED, f"The forward pass never ran {name!r}.")
+        returned = layers.describe_output(pair.refused)
+        detail = f"The layer {name!r} returned {returned}: no maps (N, K, h, w) with space in them."
+        return health.missing(None, inputs, Cause.UNSUPPORTED_OUTPUT, detail)
+    if pair.gradient is None:
+        return health.missing(pair.activation, inputs)
+    return health.examine(pair.activation, pair.gradient, method_of(pair.activation, pair.gradient))
+
+
+def _result(
+    scores: Tensor,
+    rest: tuple[Tensor, Tensor, Tensor],
+    examinations: Mapping[str, health.Examination],
+    inputs: Tensor,
+) -> CAMResult:
+    chosen, predictions, probabilities = rest
+    height, width = inputs.shape[2:]
+    return CAMResult(
+        cams={name: found.cam for name, found in examinations.items()},
+        targets=chosen,
+        scores=scores.detach().float(),
+        predictions=predictions,
+        probabilities=probabilities,
+        health=health.judge(examinations),
+        input_size=(height, width),
+    )

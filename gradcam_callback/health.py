@@ -1,0 +1,96 @@
+"""Judge: ok, none, zero, non-finite, per probe, before anything is normalised. A room: tensors in, verdicts out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradcam_callback.causes import Cause
+from gradcam_callback.records import GradientState, LayerHealth
+
+# The order is the code on the device; of two that hold, the later one is told.
+_STATES = (GradientState.OK, GradientState.NONE, GradientState.ZERO, GradientState.NON_FINITE)
+_OK, _NONE, _ZERO, _NON_FINITE = range(len(_STATES))
+
+
+@dataclass(frozen=True)
+class Examination:
+    """One layer's findings, still on the device.
+
+    Attributes:
+        cam: float32 `(N, h, w)`; NaN for each probe without a usable gradient.
+        norm: float32 `(N,)`, L2; NaN where there is no gradient.
+        code: int64 `(N,)`, a position in the list of states.
+        empty: bool `(N,)`: a usable gradient, and a map of zeros.
+        cause: Why, where the forward pass alone already tells.
+        detail: That cause in words.
+    """
+
+    cam: Tensor
+    norm: Tensor
+    code: Tensor
+    empty: Tensor
+    cause: Cause | None = None
+    detail: str = ""
+
+
+def examine(activation: Tensor, gradient: Tensor, cam: Tensor) -> Examination:
+    """Judge each probe's gradient, and take away the map of each that is not usable.
+
+    Args:
+        activation: `(N, K, h, w)`.
+        gradient: The same shape.
+        cam: `(N, h, w)`, the map that was made of them.
+    """
+    flat = gradient.flatten(1)
+    finite = flat.isfinite().all(1) & activation.flatten(1).isfinite().all(1) & cam.flatten(1).isfinite().all(1)
+    zero = (flat == 0).all(1)
+    code = torch.where(zero, _ZERO, _OK)
+    code = torch.where(finite, code, _NON_FINITE)
+    usable = code == _OK
+    cam = torch.where(usable[:, None, None], cam, torch.nan).float()
+    return Examination(cam, _norm(flat), code, usable & (cam.flatten(1) == 0).all(1))
+
+
+def _norm(flat: Tensor) -> Tensor:
+    """The L2 norm of each row, without squaring tiny numbers to zero or huge ones to infinity."""
+    peak = flat.abs().amax(dim=1, keepdim=True)
+    scaled: Tensor = torch.linalg.vector_norm(flat / torch.where(peak == 0, 1, peak), dim=1)
+    return (scaled * peak.squeeze(1)).float()
+
+
+def missing(activation: Tensor | None, samples: Tensor, cause: Cause | None = None, detail: str = "") -> Examination:
+    """The findings where there is no gradient at all.
+
+    Args:
+        activation: `(N, K, h, w)`, whose space the map of NaN gets; None gives it one pixel.
+        samples: Any tensor of N rows on the right device.
+        cause: Why, where it is known.
+        detail: That in words.
+    """
+    n = len(samples)
+    h, w = (1, 1) if activation is None else activation.shape[2:]
+    nan = torch.full((n, h, w), torch.nan, device=samples.device)
+    code = torch.full((n,), _NONE, device=samples.device)
+    return Examination(nan, nan[:, 0, 0].clone(), code, torch.zeros_like(code, dtype=torch.bool), cause, detail)
+
+
+def judge(examinations: Mapping[str, Examination]) -> dict[str, LayerHealth]:
+    """The verdicts of all layers, with one transfer from the device for all of them."""
+    if not examinations:
+        return {}
+    # A code and a flag in one number: what is on the device comes over in one piece.
+    packed = torch.stack([found.code * 2 + found.empty for found in examinations.values()]).tolist()
+    return {
+        name: LayerHealth(
+            gradient_norm=found.norm,
+            state=tuple(_STATES[number // 2] for number in numbers),
+            empty=tuple(bool(number % 2) for number in numbers),
+            cause=found.cause,
+            detail=found.detail,
+        )
+        for (name, found), numbers in zip(examinations.items(), packed, strict=True)
+    }

@@ -1,0 +1,131 @@
+"""Name -> module; "auto"; how an activation is laid out in space. A room: it knows neither targets nor gradients."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from gradcam_callback.records import BadInputError
+
+AUTO = "auto"
+
+# torch.compile wraps a module in another one, whose name nobody writes into a configuration.
+_COMPILED = "_orig_mod."
+
+
+def check_names(target_layers: str | Sequence[str]) -> tuple[str, ...]:
+    """The names as a tuple, in order and without repetition.
+
+    Raises:
+        TypeError: They are neither a string nor a sequence of strings.
+        ValueError: There are none, or "auto" stands beside others.
+    """
+    names = [target_layers] if isinstance(target_layers, str) else target_layers
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            'Target layers are dotted names of modules, such as "layer4" or ["layer3", "layer4.1"], or "auto"; '
+            f"given: {target_layers!r:.200}."
+        )
+    unique = tuple(dict.fromkeys(names))
+    if not unique:
+        raise BadInputError('No target layer was given. Possible: "auto", or dotted names of modules such as "layer4".')
+    if AUTO in unique and len(unique) > 1:
+        raise BadInputError(f'"auto" chooses one layer and stands alone; given: {list(unique)!r}.')
+    return unique
+
+
+def find_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
+    """The modules of these names, by their full dotted names.
+
+    Args:
+        model: Where to look.
+        names: Dotted names. A list's item may be counted from the end, and written as in Python: "layer4[-1].conv2"
+            is "layer4.1.conv2" in a ResNet-18.
+
+    Raises:
+        ValueError: There is no such module; the message names the closest.
+    """
+    modules = {name.replace(_COMPILED, ""): module for name, module in model.named_modules() if name}
+    found = {}
+    for name in names:
+        plain = _without_brackets(modules, name)
+        if plain not in modules:
+            raise BadInputError(_unknown(model, name, list(modules)))
+        found[plain] = modules[plain]
+    return found
+
+
+def _without_brackets(modules: Mapping[str, nn.Module], name: str) -> str:
+    parts: list[str] = []
+    for part in re.sub(r"\[(-?\w+)\]", r".\1", name).split("."):
+        parent = modules.get(".".join(parts))
+        if re.fullmatch(r"-\d+", part) and parent is not None:
+            children = [child for child, _ in parent.named_children()]
+            part = children[int(part)] if -int(part) <= len(children) else part
+        parts.append(part)
+    return ".".join(parts)
+
+
+def _unknown(model: nn.Module, name: str, names: list[str]) -> str:
+    message = f"{type(model).__name__} has no layer {name!r}."
+    if not names:
+        return f"{message} It has no layers at all."
+    # A name may be meant without the attribute that the network is kept in: "layer4" for "model.layer4".
+    close = [known for known in names if known.endswith(f".{name}")]
+    close += [known for known in difflib.get_close_matches(name, names, n=4) if known not in close]
+    if close:
+        return f"{message} The closest: {', '.join(map(repr, close[:4]))}."
+    top = [child for child, _ in model.named_children()]
+    return f"{message} At the top there are {', '.join(map(repr, top))}; `named_modules()` lists all."
+
+
+def find_activation(output: Any) -> Tensor | None:
+    """The first tensor with space in it, in what a layer returned: `(N, K, h, w)`, floating; None if there is none."""
+    if isinstance(output, Tensor):
+        return output if output.ndim == 4 and output.is_floating_point() else None
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if isinstance(output, (tuple, list)):
+        return next((tensor for value in output if (tensor := find_activation(value)) is not None), None)
+    return None
+
+
+def describe_output(output: Any) -> str:
+    """What a layer returned, in words, for a message."""
+    if isinstance(output, Tensor):
+        return f"a tensor of shape {tuple(output.shape)}"
+    if isinstance(output, (tuple, list)):
+        return f"{type(output).__name__} of {', '.join(describe_output(value) for value in output) or 'nothing'}"
+    return f"an object of type {type(output).__name__}"
+
+
+@contextmanager
+def spatial_layers(model: nn.Module, batch: int) -> Iterator[dict[str, nn.Module]]:
+    """Watch a forward pass: which modules return an activation of more than one pixel, for each of `batch` samples.
+
+    Yields:
+        Name to module, filled while the model runs, in the order in which the modules finish.
+    """
+    seen: dict[str, nn.Module] = {}
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, _args: Any, output: Any) -> None:
+            activation = find_activation(output)
+            if activation is not None and activation.shape[0] == batch and activation.shape[2:].numel() > 1:
+                seen.pop(name, None)
+                seen[name] = module
+
+        return hook
+
+    named = [(name.replace(_COMPILED, ""), module) for name, module in model.named_modules() if name]
+    handles = [module.register_forward_hook(watch(name)) for name, module in named]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

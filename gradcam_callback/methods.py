@@ -1,0 +1,91 @@
+"""Pure: activation and gradient -> map. A leaf: it imports nothing of ours.
+
+Each method takes the activation `A` and the gradient `G = dy/dA` of the score `y`, both float32 `(N, K, h, w)`, and
+returns float32 `(N, h, w)`, at least 0, not normalised. NaN goes in and comes out: nothing is repaired here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Method = Callable[[Tensor, Tensor], Tensor]
+
+
+def gradcam(activation: Tensor, gradient: Tensor) -> Tensor:
+    """Grad-CAM: `relu(sum_k w_k A_k)` with `w_k = mean_ij G_kij`.
+
+    Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017,
+    equations 1 and 2.
+    """
+    return _weighted(activation, gradient.mean(dim=(2, 3)))
+
+
+def gradcam_plus_plus(activation: Tensor, gradient: Tensor) -> Tensor:
+    """Grad-CAM++: `relu(sum_k w_k A_k)` with `w_k = sum_ij a_kij relu(G_kij)`, `a = G^2 / (2 G^2 + G^3 sum_ij A)`.
+
+    Chattopadhay et al., "Grad-CAM++: Generalized Gradient-Based Visual Explanations for Deep Convolutional Networks",
+    WACV 2018, equations 10 and 19. The paper's score is `exp(y)`; that factor is the same for all channels of an image
+    and overflows, so it is left out. `a` is computed as `1 / (2 + G sum_ij A)`, which is the same number, and does not
+    lose it where `G^2` underflows. Where the denominator is zero, `a` is zero.
+    """
+    denominator = 2 + gradient * activation.sum(dim=(2, 3), keepdim=True)
+    alpha = torch.where(denominator == 0, 0, 1 / denominator)
+    return _weighted(activation, (alpha * gradient.relu()).sum(dim=(2, 3)))
+
+
+def hirescam(activation: Tensor, gradient: Tensor) -> Tensor:
+    """HiResCAM: `relu(sum_k G_k A_k)`, place by place.
+
+    Draelos and Carin, "Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural networks",
+    2020, equation 4; with a ReLU as in Grad-CAM, so that what is drawn speaks for the class.
+    """
+    return (gradient * activation).sum(dim=1).relu()
+
+
+def xgradcam(activation: Tensor, gradient: Tensor) -> Tensor:
+    """XGrad-CAM: `relu(sum_k w_k A_k)` with `w_k = sum_ij G_kij A_kij / sum_ij A_kij`.
+
+    Fu et al., "Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of CNNs", BMVC 2020, equation 7.
+    A channel whose activation sums to zero has weight zero.
+    """
+    total = activation.sum(dim=(2, 3))
+    weights = (gradient * activation).sum(dim=(2, 3)) / total
+    return _weighted(activation, torch.where(total == 0, 0, weights))
+
+
+def layercam(activation: Tensor, gradient: Tensor) -> Tensor:
+    """LayerCAM: `relu(sum_k relu(G_k) A_k)`, place by place.
+
+    Jiang et al., "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization", TIP 2021, equations 5 to 7.
+    """
+    return (gradient.relu() * activation).sum(dim=1).relu()
+
+
+def _weighted(activation: Tensor, weights: Tensor) -> Tensor:
+    return torch.einsum("nk,nkhw->nhw", weights, activation).relu()
+
+
+METHODS: dict[str, Method] = {
+    "gradcam": gradcam,
+    "gradcam++": gradcam_plus_plus,
+    "hirescam": hirescam,
+    "xgradcam": xgradcam,
+    "layercam": layercam,
+}
+
+
+def find_method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        ValueError: There is none; the message lists the methods.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    close = difflib.get_close_matches(str(name).lower(), METHODS, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"There is no method {name!r}. Possible: {', '.join(map(repr, METHODS))}.{hint}")

@@ -1,0 +1,145 @@
+"""Corridor: probes and results -> one Panel a layer, coloured on the device and ready to be composed on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradcam_callback import picture
+from gradcam_callback.records import CAMResult, GradientState, LayerHealth, Panel, PanelColumn, ProbeSet
+
+_VERDICTS = {
+    GradientState.NONE: "no gradient",
+    GradientState.ZERO: "zero gradient",
+    GradientState.NON_FINITE: "gradient not finite",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How panels look.
+
+    Attributes:
+        colormap: A name that matplotlib knows.
+        opacity: Of the map over the image, 0..1.
+        shared_scale: Whether the maps of a column share one scale, or each has its own.
+        class_names: Of the classes, by index; None shows the index.
+        mean: What was subtracted from the images' channels; None where that is not known.
+        std: What the channels were divided by; None where that is not known.
+    """
+
+    colormap: str
+    opacity: float
+    shared_scale: bool
+    class_names: Sequence[str] | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+
+
+def draw(
+    probes: ProbeSet, results: Sequence[CAMResult], targets: Sequence[str], look: Look, heading: str
+) -> dict[str, Panel]:
+    """The panels of one validation, a layer each. One transfer from the device brings all pixels over.
+
+    Args:
+        probes: The images and what is known of them.
+        results: One a target.
+        targets: What the targets are called.
+        look: How it should look.
+        heading: What stands above each panel, after the layer's name.
+    """
+    table = picture.colormap_table(look.colormap)
+    device = results[0].targets.device
+    images = picture.displayable(probes.images.to(device), look.mean, look.std)
+    size = picture.tile_size(*images.shape[2:])
+    on_device = table.to(device)
+    layers = list(results[0].cams)
+    pairs = [
+        picture.overlays(images, result.cams[layer], on_device, look.opacity, size, shared_scale=look.shared_scale)
+        for layer in layers
+        for result in results
+    ]
+    inputs, *overlays = torch.stack([picture.tiles(images, size), *(pixels for pixels, _ in pairs)]).cpu()
+    peaks = list(torch.stack([peak for _, peak in pairs]).cpu())
+    facts = [_Facts.of(result) for result in results]
+    panels = {}
+    for number, layer in enumerate(layers):
+        columns = tuple(
+            _column(facts[i], results[i].health[layer], title, look, overlays[number * len(results) + i], peaks.pop(0))
+            for i, title in enumerate(targets)
+        )
+        panels[layer] = Panel(
+            title=f"{layer} · {heading}",
+            inputs=inputs,
+            captions=_input_captions(probes, facts[0], look),
+            correct=_correct(probes, facts[0]),
+            columns=columns,
+            table=table,
+            shared_scale=look.shared_scale,
+        )
+    return panels
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the captions say of one result, on the host: a row a probe."""
+
+    targets: list[int]
+    predictions: list[int]
+    target_probabilities: list[float]
+    prediction_probabilities: list[float]
+
+    @classmethod
+    def of(cls, result: CAMResult) -> _Facts:
+        rows = torch.stack([result.targets, result.predictions], dim=1)
+        numbers = torch.cat([rows.double(), result.probabilities.gather(1, rows).double()], dim=1).tolist()
+        targets, predictions, *probabilities = zip(*numbers, strict=True)
+        return cls([int(x) for x in targets], [int(x) for x in predictions], *(list(p) for p in probabilities))
+
+
+def _column(
+    facts: _Facts, verdict: LayerHealth, title: str, look: Look, overlays: Tensor, peaks: Tensor
+) -> PanelColumn:
+    captions = []
+    for target, probability, empty in zip(facts.targets, facts.target_probabilities, verdict.empty, strict=True):
+        caption = f"{class_name(target, look.class_names)} {probability:.2f}"
+        captions.append(caption + ("\nempty: every channel speaks against it" if empty else ""))
+    return PanelColumn(
+        title=title,
+        overlays=overlays,
+        captions=tuple(captions),
+        verdicts=tuple(_verdict_text(state, verdict) for state in verdict.state),
+        peaks=peaks,
+    )
+
+
+def _verdict_text(state: GradientState, verdict: LayerHealth) -> str | None:
+    if state is GradientState.OK:
+        return None
+    return _VERDICTS[state] + (f"\n{verdict.cause}" if verdict.cause is not None else "")
+
+
+def _input_captions(probes: ProbeSet, facts: _Facts, look: Look) -> tuple[str, ...]:
+    captions = []
+    for i, name in enumerate(probes.names):
+        lines = [name]
+        if probes.labels is not None:
+            lines.append(f"label: {class_name(int(probes.labels[i]), look.class_names)}")
+        predicted = class_name(facts.predictions[i], look.class_names)
+        lines.append(f"predicted: {predicted} {facts.prediction_probabilities[i]:.2f}")
+        captions.append("\n".join(lines))
+    return tuple(captions)
+
+
+def _correct(probes: ProbeSet, facts: _Facts) -> tuple[bool | None, ...]:
+    if probes.labels is None:
+        return (None,) * len(probes)
+    return tuple(int(label) == seen for label, seen in zip(probes.labels, facts.predictions, strict=True))
+
+
+def class_name(index: int, names: Sequence[str] | None) -> str:
+    """The class's name, or its index where it has none."""
+    return names[index] if names is not None and 0 <= index < len(names) else str(index)
