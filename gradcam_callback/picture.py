@@ -172,18 +172,17 @@ def overlays(
         raise ValueError(f"opacity must lie between 0 (only the image) and 1 (only the map), but is {opacity}")
     if len(maps) != len(images):
         raise ValueError(f"there must be one map an image, but there are {len(maps)} maps and {len(images)} images")
-    drawn = maps.isfinite().all(dim=2).all(dim=1)
-    maps = torch.where(drawn[:, None, None], maps.float(), 0.0)
+    drawn = maps.isfinite().flatten(1).all(dim=1)[:, None, None]
+    maps = torch.where(drawn, maps.float(), 0.0)
     maps = F.interpolate(maps.unsqueeze(1), size=size, mode="bilinear", align_corners=False).squeeze(1)
-    peaks = maps.amax(dim=(1, 2))
+    peaks = maps.amax(dim=(1, 2), keepdim=True)
     if shared_scale:
-        peaks = peaks.amax().expand(len(peaks))
-    levels = torch.where(peaks[:, None, None] > 0, maps / peaks[:, None, None], 0.0)
-    indices = (levels * 255).round().clamp(0, 255).long()
-    colours = table.to(maps.device, non_blocking=True)[indices].permute(0, 3, 1, 2) / 255  # (N, 3, th, tw)
-    plain = _resized(images, size)
-    blended = torch.where(drawn[:, None, None, None], torch.lerp(plain, colours, opacity), plain)
-    return _as_bytes(blended), torch.where(drawn, peaks, torch.nan)
+        peaks = peaks.amax().expand_as(peaks)
+    levels = torch.where(peaks > 0, maps / peaks, 0.0)  # (N, th, tw), 0..1
+    table = table.to(maps.device, torch.float32, non_blocking=True) / 255
+    colours = F.embedding((levels * 255).round().int(), table)  # (N, th, tw, 3)
+    blended = torch.lerp(_resized(images, size), colours, drawn.float().unsqueeze(-1) * opacity)
+    return _as_bytes(blended), torch.where(drawn, peaks, torch.nan).flatten()
 
 
 def _per_channel(name: str, numbers: Sequence[float] | None, channels: int, missing: float) -> Sequence[float]:
@@ -204,28 +203,33 @@ def _as_rgb(images: Tensor) -> Tensor:
 
 
 def _within_range(images: Tensor) -> Tensor:
-    finite = images.isfinite()
-    low = torch.where(finite, images, math.inf).amin(dim=(1, 2, 3), keepdim=True)
-    high = torch.where(finite, images, -math.inf).amax(dim=(1, 2, 3), keepdim=True)
-    scaled = torch.where(high > low, (images - low) / (high - low), 0.5)
+    low = images.nan_to_num(math.inf, math.inf, math.inf).amin(dim=(1, 2, 3), keepdim=True)
+    high = images.nan_to_num(-math.inf, -math.inf, -math.inf).amax(dim=(1, 2, 3), keepdim=True)
     # One answer for all probes: they come from one pipeline, and a dim image among normalised ones proves nothing.
     shown_as_is = (low.amin() >= 0) & (high.amax() <= 1)
-    return _clean(torch.where(shown_as_is, images, scaled))
+    flat = high <= low
+    start = torch.where(shown_as_is, 0.0, low)
+    span = torch.where(shown_as_is | flat, 1.0, high - low)
+    lift = torch.where(flat & ~shown_as_is, 0.5, 0.0)
+    return _clean((images - start).div_(span).add_(lift))
 
 
 def _clean(images: Tensor) -> Tensor:
-    return images.nan_to_num(nan=0.0, posinf=1.0, neginf=0.0).clamp(0, 1)
+    return images.nan_to_num(nan=0.0, posinf=1.0, neginf=0.0).clamp_(0, 1)
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize `(N, 3, H, W)` and put the colours last, as pictures have them: `(N, th, tw, 3)`, contiguous."""
     height, width = images.shape[-2:]
     if size[0] % height == 0 and size[1] % width == 0:
-        return F.interpolate(images, size=size, mode="nearest-exact")
-    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+        resized = F.interpolate(images, size=size, mode="nearest-exact")
+    else:
+        resized = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return resized.permute(0, 2, 3, 1).contiguous()
 
 
 def _as_bytes(images: Tensor) -> Tensor:
-    return (images * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return (images * 255).round_().to(torch.uint8)
 
 
 # --- Stage two: on the host ------------------------------------------------------------------------------------------

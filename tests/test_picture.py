@@ -1,0 +1,604 @@
+"""Colouring against pixel values worked out by hand; the layout against the fonts and the pixels it leaves behind."""
+
+from __future__ import annotations
+
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from gradcam_callback import picture
+from gradcam_callback.picture import colormap_table, compose, displayable, overlays, tile_size, tiles
+from gradcam_callback.records import Panel, PanelColumn
+
+NAN, INF = math.nan, math.inf
+RAMP = torch.arange(256, dtype=torch.uint8)[:, None].expand(256, 3).contiguous()  # level 200 is the grey 200
+LONG_NAME = "a_class_name_of_sixty_characters_that_nobody_would_ever_type"
+EPOCH_LINE = "Grad-CAM · epoch 3"
+
+
+def make_panel(probes: int = 3, size: tuple[int, int] = (168, 168), columns: int = 1, shared: bool = False) -> Panel:
+    """A panel of flat tiles: inputs of one blue, overlays of one orange, neither of which occurs elsewhere."""
+    blue = torch.tensor([10, 60, 200], dtype=torch.uint8).expand(probes, *size, 3).contiguous()
+    orange = torch.tensor([250, 150, 20], dtype=torch.uint8).expand(probes, *size, 3).contiguous()
+    column = PanelColumn("predicted", orange, ("cat 0.93",) * probes, (None,) * probes, torch.full((probes,), 1.2e-4))
+    captions = tuple(f"#{probe}" for probe in range(probes))
+    return Panel(f"layer4\n{EPOCH_LINE}", blue, captions, (None,) * probes, (column,) * columns, RAMP, shared)
+
+
+def with_column(panel: Panel, **changes: object) -> Panel:
+    return replace(panel, columns=(replace(panel.columns[0], **changes), *panel.columns[1:]))
+
+
+def count(image: np.ndarray, colour: tuple[int, int, int]) -> int:
+    return int((image == np.array(colour)).all(axis=-1).sum())
+
+
+# Colormaps
+
+
+@pytest.mark.parametrize("name", ["turbo", "viridis", "jet", "tab10", "turbo_r"])
+def test_table_holds_matplotlibs_colours(name):
+    from matplotlib import colormaps
+
+    table = colormap_table(name)
+
+    assert table.shape == (256, 3)
+    assert table.dtype == torch.uint8
+    for index in (0, 77, 255):
+        expected = torch.tensor(colormaps[name](index / 255)[:3]) * 255
+        assert (table[index] - expected).abs().max() <= 1
+
+
+def test_unknown_colormap_names_the_closest():
+    with pytest.raises(ValueError, match=r"'turb0'.*'turbo'.*list\(colormaps\)"):
+        colormap_table("turb0")
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("image", "tile"),
+    [
+        ((28, 28), (168, 168)),
+        ((64, 64), (192, 192)),
+        ((1, 1), (168, 168)),
+        ((28, 14), (168, 84)),
+        ((150, 150), (150, 150)),
+        ((224, 224), (224, 224)),
+        ((256, 100), (256, 100)),
+        ((512, 256), (256, 128)),
+        ((300, 400), (192, 256)),
+        ((2, 100), (16, 200)),
+        ((10000, 1), (256, 16)),
+    ],
+)
+def test_tile_size(image, tile):
+    assert tile_size(*image) == tile
+
+
+def test_every_tile_is_of_a_sane_size_and_small_ones_grow_by_a_whole_factor():
+    for height in range(1, 300, 7):
+        for width in range(1, 300, 7):
+            th, tw = tile_size(height, width)
+            assert 128 < max(th, tw) <= 256
+            assert min(th, tw) >= 16
+            if max(height, width) <= 256:
+                assert th % height == 0
+                assert tw % width == 0
+
+
+# Images
+
+
+def test_normalisation_is_undone():
+    images = torch.rand(2, 3, 4, 4)
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    normalised = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
+    torch.testing.assert_close(displayable(normalised, mean, std), images)
+
+
+def test_single_mean_and_std_hold_for_all_channels():
+    images = torch.rand(2, 3, 4, 4)
+    torch.testing.assert_close(displayable((images - 0.5) / 0.25, [0.5], [0.25]), images)
+
+
+def test_mean_alone_and_std_alone():
+    images = torch.rand(2, 1, 4, 4)
+    torch.testing.assert_close(displayable(images - 0.5, mean=[0.5])[:, :1], images)
+    torch.testing.assert_close(displayable(images / 0.5, std=[0.5])[:, :1], images)
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_wrong_length_says_both_lengths(name):
+    with pytest.raises(ValueError, match=f"{name} has 3 numbers, but the images have 4 channels"):
+        displayable(torch.rand(2, 4, 5, 5), **{name: [0.5, 0.5, 0.5]})
+
+
+def test_wrong_axes():
+    with pytest.raises(ValueError, match=r"\(N, C, H, W\).*\(4, 4\)"):
+        displayable(torch.rand(4, 4))
+
+
+def test_images_within_0_and_1_stay_as_they_are():
+    dim = torch.rand(2, 3, 4, 4) * 0.2
+    torch.testing.assert_close(displayable(dim), dim)
+
+
+def test_other_images_are_scaled_each_by_its_own_range():
+    images = torch.tensor([[-2.0, 0.0, 2.0], [10.0, 15.0, 30.0]]).view(2, 1, 1, 3)
+    expected = torch.tensor([[0.0, 0.5, 1.0], [0.0, 0.25, 1.0]]).view(2, 1, 1, 3).expand(2, 3, 1, 3)
+    torch.testing.assert_close(displayable(images), expected)
+
+
+def test_flat_image_becomes_grey():
+    images = torch.full((1, 3, 4, 4), -7.0)
+    assert displayable(images).eq(0.5).all()
+
+
+def test_pixels_that_are_not_finite_leave_the_others_alone():
+    images = torch.tensor([[-2.0, 0.0, 2.0, NAN, INF, -INF], [0.0, 1.0, 0.5, 0.0, 0.0, 0.0]]).view(2, 1, 1, 6)
+    first, second = displayable(images)[:, 0, 0]
+    assert first.tolist() == [0.0, 0.5, 1.0, 0.0, 1.0, 0.0]
+    assert second.tolist() == [0.0, 1.0, 0.5, 0.0, 0.0, 0.0]
+
+
+def test_image_of_nan_alone_is_drawn_and_spoils_no_other():
+    images = torch.rand(2, 3, 4, 4)
+    images[0] = NAN
+    shown = displayable(images)
+    assert shown.isfinite().all()
+    torch.testing.assert_close(shown[1], images[1])
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_any_number_of_channels_becomes_three(channels):
+    images = torch.rand(2, channels, 4, 4)
+    mean_of_both = images.mean(dim=1, keepdim=True)
+    expected = images[:, :3] if channels >= 3 else mean_of_both.expand(2, 3, 4, 4)
+    torch.testing.assert_close(displayable(images), expected)
+    torch.testing.assert_close(displayable(images * 2 - 1, [-1.0], [1.0]), (expected * 2 - 2).clamp(0, 1))
+
+
+def test_bytes_are_divided_by_255():
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3)
+    torch.testing.assert_close(displayable(images)[0, 0, 0], torch.tensor([0.0, 0.2, 1.0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64])
+def test_any_number_type_becomes_float32(dtype):
+    shown = displayable(torch.tensor([0, 2, 4]).view(1, 1, 1, 3).to(dtype))
+    assert shown.dtype == torch.float32
+    assert shown[0, 0, 0].tolist() == [0.0, 0.5, 1.0]
+
+
+# Tiles and overlays
+
+
+def test_enlarging_makes_no_new_colour():
+    images = torch.rand(1, 3, 28, 28)
+    enlarged = tiles(images, tile_size(28, 28))[0]
+
+    assert enlarged.shape == (168, 168, 3)
+    original = (images[0] * 255).round().to(torch.uint8).permute(1, 2, 0)
+    assert torch.equal(enlarged[::6, ::6], original)
+    assert torch.equal(enlarged[5::6, 5::6], original)
+    assert set(map(tuple, enlarged.reshape(-1, 3).tolist())) == set(map(tuple, original.reshape(-1, 3).tolist()))
+
+
+def test_reducing_takes_every_pixel_into_account():
+    fine_stripes = (torch.arange(1024) % 2).float().expand(1, 3, 8, 1024)
+    reduced = tiles(fine_stripes, (2, 256))
+    assert reduced.shape == (1, 2, 256, 3)
+    assert (reduced[:, :, 1:-1].int() - 128).abs().max() <= 1  # picking single pixels would give 0 or 255
+
+
+def test_overlay_by_hand():
+    image = torch.full((1, 3, 2, 2), 100 / 255)
+    heat = torch.tensor([[[0.0, 1.0], [2.0, 4.0]]])
+
+    drawn, peaks = overlays(image, heat, RAMP, 0.25, (2, 2), shared_scale=False)
+
+    # Levels 0, 63.75, 127.5, 255 of the ramp are the greys 0, 64, 128, 255; a quarter of that and 75 of the image.
+    assert drawn[0, ..., 0].tolist() == [[75, 91], [107, 139]]
+    assert torch.equal(drawn[..., 0], drawn[..., 2])
+    assert peaks.tolist() == [4.0]
+
+
+def test_colours_come_from_the_table_in_its_order():
+    table = colormap_table("turbo")
+    drawn, _ = overlays(torch.rand(1, 3, 1, 2), torch.tensor([[[0.0, 5.0]]]), table, 1.0, (1, 2), shared_scale=False)
+    assert torch.equal(drawn[0, 0], table[[0, 255]])
+
+
+def test_opacity_zero_is_the_plain_image():
+    images = torch.rand(2, 3, 5, 5)
+    drawn, _ = overlays(images, torch.rand(2, 3, 3), RAMP, 0.0, (10, 10), shared_scale=True)
+    assert torch.equal(drawn, tiles(images, (10, 10)))
+
+
+def test_map_is_enlarged_bilinearly():
+    drawn, peaks = overlays(
+        torch.zeros(1, 3, 1, 4), torch.tensor([[[0.0, 8.0]]]), RAMP, 1.0, (1, 4), shared_scale=False
+    )
+    assert drawn[0, 0, :, 0].tolist() == [0, 64, 191, 255]  # 0, 2, 6, 8 of 8
+    assert peaks.tolist() == [8.0]
+
+
+def test_own_scale_and_shared_scale():
+    images, heat = torch.zeros(2, 3, 1, 2), torch.tensor([[[0.0, 1.0]], [[0.0, 5.0]]])
+
+    own, own_peaks = overlays(images, heat, RAMP, 1.0, (1, 2), shared_scale=False)
+    shared, shared_peaks = overlays(images, heat, RAMP, 1.0, (1, 2), shared_scale=True)
+
+    assert own[:, 0, 1, 0].tolist() == [255, 255]
+    assert own_peaks.tolist() == [1.0, 5.0]
+    assert shared[:, 0, 1, 0].tolist() == [51, 255]
+    assert shared_peaks.tolist() == [5.0, 5.0]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("bad", [NAN, INF])
+def test_map_that_is_not_finite_is_the_plain_image_and_spoils_no_other(shared, bad):
+    images, heat = torch.rand(3, 3, 4, 4), torch.rand(3, 2, 2)
+    expected, expected_peaks = overlays(images[1:], heat[1:], RAMP, 0.5, (8, 8), shared_scale=shared)
+    heat[0, 1, 1] = bad
+
+    drawn, peaks = overlays(images, heat, RAMP, 0.5, (8, 8), shared_scale=shared)
+
+    assert torch.equal(drawn[0], tiles(images, (8, 8))[0])
+    assert torch.equal(drawn[1:], expected)
+    assert peaks[0].isnan()
+    assert torch.equal(peaks[1:], expected_peaks)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_zero_map_is_the_lowest_colour(shared):
+    drawn, peaks = overlays(torch.ones(2, 3, 2, 2), torch.zeros(2, 3, 3), RAMP, 0.5, (2, 2), shared_scale=shared)
+    assert drawn.unique().tolist() == [128]
+    assert peaks.tolist() == [0.0, 0.0]
+
+
+def test_tiny_values_are_drawn_as_any_others():
+    heat = torch.tensor([[[0.0, 0.5, 1.0]]])
+    usual, _ = overlays(torch.zeros(1, 3, 1, 3), heat, RAMP, 1.0, (1, 3), shared_scale=False)
+    tiny, _ = overlays(torch.zeros(1, 3, 1, 3), heat * 1e-30, RAMP, 1.0, (1, 3), shared_scale=False)
+    assert torch.equal(usual, tiny)
+
+
+@pytest.mark.parametrize("opacity", [-0.1, 1.5, NAN])
+def test_opacity_out_of_range(opacity):
+    with pytest.raises(ValueError, match=f"between 0 .* and 1 .*{opacity}"):
+        overlays(torch.rand(1, 3, 2, 2), torch.rand(1, 2, 2), RAMP, opacity, (2, 2), shared_scale=False)
+
+
+def test_one_map_an_image():
+    with pytest.raises(ValueError, match="1 maps and 2 images"):
+        overlays(torch.rand(2, 3, 2, 2), torch.rand(1, 2, 2), RAMP, 0.5, (2, 2), shared_scale=False)
+
+
+def test_arguments_are_left_as_they_were():
+    images, heat, table = torch.randn(2, 3, 8, 8), torch.rand(2, 2, 2), RAMP.clone()
+    before = images.clone(), heat.clone()
+    shown = displayable(images)
+    kept = shown.clone()
+    displayable(shown)
+    overlays(shown, heat, table, 0.5, (8, 8), shared_scale=True)
+    tiles(shown, (8, 8))
+    assert torch.equal(images, before[0])
+    assert torch.equal(heat, before[1])
+    assert torch.equal(shown, kept)
+    assert torch.equal(table, RAMP)
+
+
+def test_another_default_number_type_changes_nothing():
+    images, heat = torch.randn(2, 3, 8, 8), torch.rand(2, 2, 2)
+    expected, _ = overlays(displayable(images), heat, RAMP, 0.3, (8, 8), shared_scale=True)
+    torch.set_default_dtype(torch.float64)
+    try:
+        drawn, peaks = overlays(displayable(images), heat, RAMP, 0.3, (8, 8), shared_scale=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(drawn, expected)
+    assert peaks.dtype == torch.float32
+
+
+def test_the_host_never_waits_for_the_device():
+    # Meta tensors hold no values, so any step that reads one on the host (item, tolist, nonzero, a mask) fails on them.
+    with torch.device("meta"):
+        for images in (torch.empty(4, 3, 300, 300), torch.empty(4, 3, 300, 300, dtype=torch.uint8)):
+            shown = displayable(images)
+            displayable(images, [0.5], [0.5])
+            drawn, peaks = overlays(shown, torch.empty(4, 7, 7), RAMP, 0.5, (256, 256), shared_scale=True)
+            assert drawn.shape == tiles(shown, (256, 256)).shape == (4, 256, 256, 3)
+            assert drawn.is_meta
+            assert peaks.is_meta
+
+
+@pytest.mark.gpu
+def test_nothing_synchronises_on_cuda():
+    images, heat = torch.rand(4, 3, 64, 64, device="cuda"), torch.rand(4, 7, 7, device="cuda")
+    table = RAMP.cuda()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        shown = displayable(images, [0.1, 0.2, 0.3], [1.0])
+        tiles(displayable(images), (192, 192))
+        overlays(shown, heat, table, 0.5, (192, 192), shared_scale=True)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+# Text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cat 0.93",
+        LONG_NAME,
+        f"validation/{LONG_NAME}/image_00017.jpg · label {LONG_NAME} 0.03",
+        "x" * 200,
+        "i " * 120,
+        "Größe naïve Ελληνικά кириллица " * 4,
+        "e\u0301" * 120,
+        "first line\nsecond line that is a good deal longer than the first one\n\nlast",
+    ],
+)
+@pytest.mark.parametrize("width", [124, 168, 400])
+def test_wrapped_lines_fit_and_hold_every_character(text, width):
+    lines = picture._typeset(text, width, picture.CAPTION, picture.REMARK).lines
+
+    assert "".join("".join(line for line, _ in lines).split()) == "".join(text.split())
+    for line, style in lines:
+        assert style.font.getlength(line) <= width
+        assert not line.startswith("\u0301")
+
+
+def test_words_of_every_length_fit():
+    for length in range(1, 60):
+        lines = picture._typeset("x" * length, 168, picture.CAPTION).lines
+        assert sum(len(line) for line, _ in lines) == length
+        assert max(style.font.getlength(line) for line, style in lines) <= 168
+
+
+def test_words_break_after_a_mark_where_there_is_one():
+    lines = [line for line, _ in picture._typeset(LONG_NAME, 168, picture.CAPTION).lines]
+    assert len(lines) > 1
+    assert all(line.endswith("_") for line in lines[:-1])
+
+
+def test_no_text_is_smaller_than_twelve_pixels():
+    styles = [value for value in vars(picture).values() if isinstance(value, picture._Style)]
+    assert len(styles) >= 5
+    assert min(style.size for style in styles) >= 12
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (1.234e-4, "1.2e-04"), (0.123456, "0.123"), (12.0, "12"), (999.0, "999"), (12345.0, "1.2e+04")],
+)
+def test_numbers_of_the_colour_bar(value, text):
+    assert picture._number(value) == text
+
+
+# Panels
+
+
+def test_tiles_are_shown_pixel_by_pixel():
+    panel = make_panel(probes=1, size=(100, 150))
+    inputs = torch.randint(0, 256, (1, 100, 150, 3), dtype=torch.uint8)
+    drawn = torch.randint(0, 256, (1, 100, 150, 3), dtype=torch.uint8)
+
+    image = compose(with_column(replace(panel, inputs=inputs), overlays=drawn))
+
+    assert image.dtype == np.uint8
+    top = next(y for y in range(len(image)) if np.array_equal(image[y, 24:174], inputs[0, 0].numpy()))
+    assert np.array_equal(image[top : top + 100, 24:174], inputs[0].numpy())
+    assert np.array_equal(image[top : top + 100, 188:338], drawn[0].numpy())
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n", "\x00\t", "\udce9.jpg", "猫 🐈 قطة"])
+def test_any_string_can_be_written(text):
+    panel = replace(make_panel(probes=1), title=text, captions=(text,), correct=(False,))
+    image = compose(with_column(panel, title=text, captions=(text,), verdicts=(text,)))
+    assert count(image, (10, 60, 200)) == 168 * 168
+
+
+@pytest.mark.parametrize("probes", [1, 2, 5, 16, 64])
+@pytest.mark.parametrize("columns", [1, 4])
+def test_every_probe_and_every_column_is_there(probes, columns):
+    size = 20 * 30
+    image = compose(make_panel(probes, (20, 30), columns))
+    assert count(image, (10, 60, 200)) == probes * size
+    assert count(image, (250, 150, 20)) == probes * columns * size
+
+
+@pytest.mark.parametrize("probes", [1, 4, 8, 16, 64])
+def test_panel_is_no_strip(probes):
+    height, width, _ = compose(make_panel(probes)).shape
+    assert height < 3 * width
+    assert width < 3 * height
+
+
+def test_row_grows_with_its_caption():
+    panel = make_panel()
+    short = compose(panel)
+    long = compose(with_column(panel, captions=("cat 0.93", f"{LONG_NAME} 0.93", "cat 0.93")))
+
+    lines = len(picture._typeset(f"{LONG_NAME} 0.93", 168, picture.CAPTION).lines)
+    assert lines >= 3
+    assert long.shape[1] == short.shape[1]
+    assert len(long) - len(short) == (lines - 1) * picture.CAPTION.line_height
+
+
+@pytest.mark.parametrize("text", ["W" * 300, f"{LONG_NAME} {LONG_NAME}", "word " * 80])
+def test_no_text_leaves_its_column(text):
+    panel = make_panel(probes=2, columns=2, shared=True)
+    columns = tuple(replace(column, title=text, captions=(text, "short")) for column in panel.columns)
+    panel = replace(panel, title=text, captions=("short", text), columns=columns, correct=(True, None))
+
+    image = compose(panel)
+
+    paper = image.min(axis=-1) > 200  # the soft edge round a tile counts as paper
+    assert paper[:12].all()
+    assert paper[-12:].all()
+    headings_end = next(y for y in range(len(image)) if (image[y, 24] == (10, 60, 200)).all())
+    for left_of_gap in (24 + 168, 24 + 2 * 168 + 14):
+        assert paper[headings_end:, left_of_gap + 1 : left_of_gap + 13].all()
+    for margin in (paper[:, :20], paper[:, -20:]):
+        assert margin.all()
+
+
+def test_wrong_prediction_has_a_frame_and_a_cross_and_a_right_one_a_tick():
+    panel = make_panel()
+    none, right, wrong = (compose(replace(panel, correct=(None, answer, None))) for answer in (None, True, False))
+    unlike_shape = np.asarray(picture._mark(True)) != np.asarray(picture._mark(False))
+
+    assert count(none, picture.WRONG) == count(none, picture.RIGHT) == 0
+    assert count(right, picture.WRONG) == 0
+    assert 20 < count(right, picture.RIGHT) < picture.MARK**2
+    assert count(wrong, picture.RIGHT) == 0
+    assert count(wrong, picture.WRONG) > 4 * picture.FRAME * 168
+    assert count(wrong, (10, 60, 200)) == count(none, (10, 60, 200))  # the frame covers nothing of the image
+    assert unlike_shape.mean() > 0.2
+
+
+def test_verdict_is_hatched_and_takes_the_place_of_its_overlay_alone():
+    panel = make_panel()
+    plain = compose(panel)
+    image = compose(with_column(panel, verdicts=(None, "no gradient\ndetached", None)))
+
+    assert image.shape == plain.shape
+    assert count(image, (250, 150, 20)) == 2 * 168 * 168
+    assert count(image, (10, 60, 200)) == 3 * 168 * 168
+    dark, light = picture.HATCH
+    for shade in (dark, light):
+        assert count(plain, shade) == 0
+        assert count(image, shade) > 0.2 * 168 * 168
+    ys, xs = np.nonzero((image != plain).any(axis=-1))
+    assert ys.max() - ys.min() <= 170
+    assert xs.min() >= 24 + 168
+    assert count(image[ys.min() : ys.max(), xs.min() : xs.max()], picture.INK) > 20  # the words
+
+
+def test_hatch_runs_diagonally():
+    hatch = picture._hatch(64, 64)
+    assert np.array_equal(hatch[1:, :-1], hatch[:-1, 1:])
+    assert len(np.unique(hatch[0], axis=0)) > 1
+
+
+@pytest.mark.parametrize("size", [(16, 168), (168, 16)])
+def test_long_verdict_makes_room_for_itself(size):
+    panel = make_panel(probes=1, size=size)
+    short = compose(with_column(panel, verdicts=("zero",)))
+    long = compose(with_column(panel, verdicts=(f"not finite\nNaN first appears in {LONG_NAME} " * 3,)))
+    width = max(168 if size[1] == 168 else 0, picture.NARROWEST_CELL) - 4 * picture.PLATE_PADDING
+    needed = picture._typeset(f"not finite\nNaN first appears in {LONG_NAME} " * 3, width, picture.VERDICT).height
+    assert len(long) >= max(len(short), needed)
+    assert count(long, picture.INK) > count(short, picture.INK)
+
+
+def test_colour_bar_shows_the_table_from_left_to_right():
+    panel = replace(make_panel(probes=1), table=colormap_table("turbo"))
+    image = compose(panel)
+    lowest, highest = (tuple(panel.table[end].tolist()) for end in (0, 255))
+
+    (left,) = set(np.nonzero((image == np.array(lowest)).all(axis=-1))[1].tolist())
+    (right,) = set(np.nonzero((image == np.array(highest)).all(axis=-1))[1].tolist())
+
+    assert (left, right) == (24 + 168 + 14, 24 + 168 + 14 + 167)
+    assert count(image, highest) == picture.BAR_HEIGHT
+
+
+def texts_of(panel: Panel, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    written: list[str] = []
+    draw = picture._Text.draw
+
+    def note(self, *args, **kwargs):
+        written.extend(line for line, _ in self.lines)
+        draw(self, *args, **kwargs)
+
+    monkeypatch.setattr(picture._Text, "draw", note)
+    compose(panel)
+    return written
+
+
+def test_everything_is_written(monkeypatch):
+    panel = with_column(make_panel(probes=2, columns=2), verdicts=(None, "no gradient"))
+    written = texts_of(panel, monkeypatch)
+    assert {"layer4", EPOCH_LINE, "input", "predicted", "#0", "#1", "cat 0.93", "no gradient"} <= set(written)
+    assert written.count("cat 0.93") == 4
+    assert written.count("max of each") == 1
+
+
+def test_shared_scale_has_a_bar_with_a_number_a_column(monkeypatch):
+    panel = make_panel(columns=2, shared=True)
+    peaks = torch.tensor([NAN, 0.25, 0.25])
+    panel = replace(panel, columns=(panel.columns[0], replace(panel.columns[1], peaks=peaks)))
+    written = texts_of(panel, monkeypatch)
+    assert "1.2e-04" in written
+    assert "0.25" in written
+    assert "max of each" not in written
+
+
+def test_shared_scale_without_a_map(monkeypatch):
+    panel = make_panel(shared=True)
+    written = texts_of(with_column(panel, peaks=torch.full((3,), NAN), verdicts=("zero",) * 3), monkeypatch)
+    assert "no map" in written
+
+
+def test_threads_draw_what_one_would():
+    panels = [
+        with_column(
+            make_panel(probes=3 + index % 3, columns=1 + index % 2),
+            captions=(f"{LONG_NAME} {index}",) * (3 + index % 3),
+            verdicts=("no gradient", *(None,) * (2 + index % 3)),
+        )
+        for index in range(12)
+    ]
+    serial = [compose(panel) for panel in panels]
+    with ThreadPoolExecutor(4) as pool:
+        threaded = list(pool.map(compose, panels))
+    assert all(np.array_equal(one, other) for one, other in zip(serial, threaded, strict=True))
+
+
+def mismatched() -> list[tuple[Panel, str]]:
+    panel = make_panel()
+    return [
+        (make_panel(probes=0), "0 probes and 1 columns"),
+        (replace(panel, columns=()), "3 probes and 0 columns"),
+        (replace(panel, captions=("a", "b")), "captions: .*2 for 3"),
+        (replace(panel, correct=(True,)), "correct: .*1 for 3"),
+        (with_column(panel, captions=()), "predicted: captions: .*0 for 3"),
+        (with_column(panel, verdicts=(None,) * 4), "predicted: verdicts: .*4 for 3"),
+        (with_column(panel, overlays=panel.inputs[:, ::2]), r"\(3, 84, 168, 3\).*\(3, 168, 168, 3\)"),
+    ]
+
+
+@pytest.mark.parametrize(("panel", "message"), mismatched())
+def test_parts_that_do_not_fit_together(panel, message):
+    with pytest.raises(ValueError, match=message):
+        compose(panel)
+
+
+def test_composing_is_quick():
+    def photo(seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(0, 256, (16, 224, 224, 3), dtype=torch.uint8, generator=generator)
+
+    panel = with_column(replace(make_panel(16, (224, 224)), inputs=photo(0)), overlays=photo(1))
+    compose(panel)  # loads the fonts
+    seconds = []
+    for _ in range(5):
+        start = time.thread_time()  # of this thread alone: other work on the machine does not count
+        compose(panel)
+        seconds.append(time.thread_time() - start)
+    assert min(seconds) < 0.1
