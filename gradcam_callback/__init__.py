@@ -13,9 +13,19 @@ if TYPE_CHECKING:
     from gradcam_callback.alerts import Alert, GradientNullError, GradientNullWarning
     from gradcam_callback.callback import GradCAMCallback
     from gradcam_callback.causes import Cause
+    from gradcam_callback.diagnosis import diagnose
     from gradcam_callback.explain import compute_cam
     from gradcam_callback.probes import ImageProbes, ProbeSource, TensorProbes, ValidationProbes
-    from gradcam_callback.records import CAMResult, GradientState, LayerHealth, ProbeSet
+    from gradcam_callback.records import (
+        CAMResult,
+        Cut,
+        Diagnosis,
+        GradientState,
+        LayerHealth,
+        PathStep,
+        ProbeSet,
+        SourceLocation,
+    )
 
 __version__ = "0.1.0"
 
@@ -23,34 +33,44 @@ _HOMES = {
     "Alert": "alerts",
     "CAMResult": "records",
     "Cause": "causes",
+    "Cut": "records",
+    "Diagnosis": "records",
     "GradCAMCallback": "callback",
     "GradientNullError": "alerts",
     "GradientNullWarning": "alerts",
     "GradientState": "records",
     "ImageProbes": "probes",
     "LayerHealth": "records",
+    "PathStep": "records",
     "ProbeSet": "records",
     "ProbeSource": "probes",
     "TensorProbes": "probes",
+    "SourceLocation": "records",
     "ValidationProbes": "probes",
     "compute_cam": "explain",
+    "diagnose": "diagnosis",
 }
 
 __all__ = [
     "Alert",
     "CAMResult",
     "Cause",
+    "Cut",
+    "Diagnosis",
     "GradCAMCallback",
     "GradientNullError",
     "GradientNullWarning",
     "GradientState",
     "ImageProbes",
     "LayerHealth",
+    "PathStep",
     "ProbeSet",
     "ProbeSource",
+    "SourceLocation",
     "TensorProbes",
     "ValidationProbes",
     "compute_cam",
+    "diagnose",
 ]
 
 

@@ -10,6 +10,7 @@ class Cause(str, Enum):
 
     DETACHED = "detached"
     REQUIRES_GRAD_OFF = "requires_grad_off"
+    FROZEN = REQUIRES_GRAD_OFF  # the same on parameters: another name, no other value
     NO_GRAD = "no_grad"
     INFERENCE_MODE = "inference_mode"
     LEFT_TORCH = "left_torch"

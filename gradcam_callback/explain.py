@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from gradcam_callback.causes import Cause
 from gradcam_callback.isolation import isolated
 from gradcam_callback.records import BadInputError, CAMResult
 from gradcam_callback.targets import OutputSpec
+from gradcam_callback.tracing import Lenient, Tracer
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +69,12 @@ def explain(
     wanted: Sequence[Target],
     method: str = "gradcam",
     output: OutputSpec = None,
+    bridged: frozenset[int] = frozenset(),
 ) -> list[CAMResult]:
     """As `compute_cam`, for several targets at the price of one forward pass; a result each, in their order.
 
-    A layer without space in its output is no error here, but a judgement with its cause.
+    A layer without space in its output is no error here, but a judgement with its cause. `bridged` are the numbers of
+    the cuts that are crossed, as `diagnosis` found them for one target layer.
     """
     method_of = methods.find_method(method)
     for target in wanted:
@@ -81,14 +85,14 @@ def explain(
         if names == (layers.AUTO,):
             names = (_auto_layer(model, inputs, wanted[0], output),)
         found = layers.find_layers(model, names)
-        with gradients.recorded(found, layers.find_activation) as recordings:
-            logits = _logits(model, inputs, output)
+        tracer = Tracer(bridged=bridged, recording=False) if bridged else None
+        with forward_pass(model, inputs, found, output, tracer) as (logits, recordings):
             results = []
             for position, target in enumerate(wanted):
-                scores, rest = _score(logits, target)
+                scores, rest = choose_scores(logits, target)
                 more = position + 1 < len(wanted)
                 taken = gradients.differentiate(scores, recordings, keep_graph=more)
-                examinations = {name: _examine(name, pair, method_of, inputs) for name, pair in taken.items()}
+                examinations = {name: _examine(name, pair, method_of, scores) for name, pair in taken.items()}
                 results.append(_result(scores, rest, examinations, inputs))
     return results
 
@@ -132,7 +136,7 @@ def prepared(inputs: Any, model: nn.Module) -> Tensor:
 
 def _auto_layer(model: nn.Module, inputs: Tensor, target: Target, output: OutputSpec) -> str:
     with layers.spatial_layers(model, len(inputs)) as seen, torch.no_grad():
-        _forward(model, inputs)
+        call_model(model, inputs)
     if not seen:
         raise BadInputError(
             f'"auto" found no layer in {type(model).__name__}: none of its modules returns maps (N, K, h, w) of more '
@@ -142,8 +146,8 @@ def _auto_layer(model: nn.Module, inputs: Tensor, target: Target, output: Output
     # The last one nearly always answers. Several in one pass cost the memory of the graph between them.
     for count in (1, 8, len(names)):
         candidates = {name: seen[name] for name in names[-count:]}
-        with gradients.recorded(candidates, layers.find_activation) as recordings:
-            scores, _ = _score(_logits(model, inputs, output), target)
+        with forward_pass(model, inputs, candidates, output) as (logits, recordings):
+            scores, _ = choose_scores(logits, target)
             taken = gradients.differentiate(scores, recordings)
         alive = [name for name, pair in taken.items() if pair.gradient is not None]
         if alive:
@@ -153,8 +157,53 @@ def _auto_layer(model: nn.Module, inputs: Tensor, target: Target, output: Output
     return names[-1]
 
 
+@contextmanager
+def forward_pass(
+    model: nn.Module,
+    inputs: Tensor,
+    found: Mapping[str, nn.Module],
+    output: OutputSpec,
+    tracer: Tracer | None = None,
+) -> Iterator[tuple[Tensor, dict[str, gradients.Recording]]]:
+    """Run the model once, with a graph that begins at the layers. To be used within `isolated`.
+
+    Args:
+        model: Any module that maps images to logits.
+        inputs: From `prepared`.
+        found: Name to layer.
+        output: As for `compute_cam`.
+        tracer: Follows what forward does with the activations.
+
+    Yields:
+        The logits `(N, L)`, and what was recorded at the layers.
+    """
+    begun = None if tracer is None else tracer.begin
+    with gradients.recorded(found, layers.find_activation, begun) as recordings:
+        if tracer is not None:
+            with tracer.watching(model):
+                logits = _logits(model, inputs, output)
+        else:
+            logits = _logits_or_lenient(model, inputs, output, recordings)
+        yield logits, recordings
+
+
+def _logits_or_lenient(
+    model: nn.Module, inputs: Tensor, output: OutputSpec, recordings: Mapping[str, gradients.Recording]
+) -> Tensor:
+    try:
+        return _logits(model, inputs, output)
+    except RuntimeError as error:
+        for recording in recordings.values():
+            recording.clear()
+        try:
+            with Lenient():
+                return _logits(model, inputs, output)
+        except RuntimeError:
+            raise error from None
+
+
 def _logits(model: nn.Module, inputs: Tensor, output: OutputSpec) -> Tensor:
-    logits = targets.find_logits(_forward(model, inputs), output)
+    logits = targets.find_logits(call_model(model, inputs), output)
     if len(logits) != len(inputs):
         raise BadInputError(
             f"The model returned logits of shape {tuple(logits.shape)} for {len(inputs)} images: needed is one row an "
@@ -163,32 +212,42 @@ def _logits(model: nn.Module, inputs: Tensor, output: OutputSpec) -> Tensor:
     return logits
 
 
-def _forward(model: nn.Module, inputs: Tensor) -> Any:
+def call_model(model: nn.Module, inputs: Tensor) -> Any:
+    """Call the model. In a traceback, what lies further in than this function is the model's."""
     return model(inputs)
 
 
 def raised_by_model(error: BaseException) -> bool:
     """Whether an error that came out of this module was raised in the model's own forward pass."""
-    return any(frame.f_code is _forward.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_code is call_model.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
-def _score(logits: Tensor, target: Target) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+def choose_scores(logits: Tensor, target: Target) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """The scores `(N,)`, and what was chosen: targets, predictions, probabilities."""
     predictions, probabilities = targets.predict(logits)
     chosen = targets.choose_targets(target, predictions, targets.class_count(logits))
     return targets.score(logits, chosen), (chosen, predictions, probabilities)
 
 
-def _examine(name: str, pair: gradients.LayerGradient, method_of: methods.Method, inputs: Tensor) -> health.Examination:
+def _examine(name: str, pair: gradients.LayerGradient, method_of: methods.Method, scores: Tensor) -> health.Examination:
     if pair.activation is None:
         if pair.refused is None:
-            return health.missing(None, inputs, Cause.LAYER_NOT_CALLED, f"The forward pass never ran {name!r}.")
+            return health.missing(None, scores, Cause.LAYER_NOT_CALLED, f"The forward pass never ran {name!r}.")
         returned = layers.describe_output(pair.refused)
         detail = f"The layer {name!r} returned {returned}: no maps (N, K, h, w) with space in them."
-        return health.missing(None, inputs, Cause.UNSUPPORTED_OUTPUT, detail)
+        return health.missing(None, scores, Cause.UNSUPPORTED_OUTPUT, detail)
     if pair.gradient is None:
-        return health.missing(pair.activation, inputs)
-    return health.examine(pair.activation, pair.gradient, method_of(pair.activation, pair.gradient))
+        return health.missing(pair.activation, scores, _backward_failure(pair.failure), pair.failure)
+    return health.examine(pair.activation, pair.gradient, method_of(pair.activation, pair.gradient), scores.detach())
+
+
+def _backward_failure(message: str) -> Cause | None:
+    """The cause behind what torch says when it will not go backward."""
+    if "inplace operation" in message:
+        return Cause.INPLACE_MODIFIED
+    if "is not implemented" in message:
+        return Cause.NON_DIFFERENTIABLE
+    return Cause.CUSTOM_FUNCTION if message else None
 
 
 def _result(

@@ -38,10 +38,17 @@ class Recording:
     calls: list[Tensor] = field(default_factory=list)
     refused: Any = None
 
+    def clear(self) -> None:
+        """Forget the pass, to begin another."""
+        self.calls.clear()
+        self.refused = None
+
 
 @contextmanager
 def recorded(
-    layers: Mapping[str, nn.Module], find_activation: Callable[[Any], Tensor | None]
+    layers: Mapping[str, nn.Module],
+    find_activation: Callable[[Any], Tensor | None],
+    begun: Callable[[Tensor], None] | None = None,
 ) -> Iterator[dict[str, Recording]]:
     """Record the activations of layers while the model runs, each the beginning of a graph.
 
@@ -50,6 +57,7 @@ def recorded(
     Args:
         layers: Name to module.
         find_activation: From what a layer returned to its activation `(N, K, h, w)`, or None.
+        begun: Told of each activation that is handed on to the rest of the network.
 
     Yields:
         Name to recording, filled while the model runs; emptied on the way out, so that no tensor outlives the pass.
@@ -64,7 +72,9 @@ def recorded(
                 return None
             leaf, handed_on = _begin_graph(activation)
             recordings[name].calls.append(leaf)
-            return _replaced(output, activation, handed_on)
+            if begun is not None:
+                begun(handed_on)
+            return replaced(output, activation, handed_on)
 
         return hook
 
@@ -91,18 +101,18 @@ def _begin_graph(activation: Tensor) -> tuple[Tensor, Tensor]:
         return leaf, leaf.clone()
 
 
-def _replaced(output: Any, old: Tensor, new: Tensor) -> Any:
+def replaced(output: Any, old: Tensor, new: Tensor) -> Any:
     """The same structure with one tensor exchanged."""
     if output is old:
         return new
     if isinstance(output, tuple) and hasattr(output, "_fields"):
-        return type(output)(*(_replaced(value, old, new) for value in output))
+        return type(output)(*(replaced(value, old, new) for value in output))
     if isinstance(output, (tuple, list)):
-        return type(output)(_replaced(value, old, new) for value in output)
+        return type(output)(replaced(value, old, new) for value in output)
     if isinstance(output, Mapping):
         changed: Any = copy.copy(output)
         for key, value in output.items():
-            changed[key] = _replaced(value, old, new)
+            changed[key] = replaced(value, old, new)
         return changed
     return output
 
@@ -115,11 +125,13 @@ class LayerGradient:
         activation: `(N, K, h, w)`, float32 or float64; None where the layer was not called or has no space in it.
         gradient: The same shape; None where there is none.
         refused: What the layer returned instead of an activation.
+        failure: What torch said when it would not go backward.
     """
 
     activation: Tensor | None
     gradient: Tensor | None
     refused: Any = None
+    failure: str = ""
 
 
 def differentiate(
@@ -139,14 +151,18 @@ def differentiate(
         Layer to activation and gradient. Of a layer that ran more than once, its last call that the score depends on.
     """
     points = [call for recording in recordings.values() for call in recording.calls]
-    gradients = iter(_gradients(scores, points, keep_graph))
+    failure = ""
+    try:
+        gradients = iter(_gradients(scores, points, keep_graph))
+    except RuntimeError as error:  # the model ran, and its graph cannot be gone back: that is a finding, not an end
+        failure, gradients = str(error), iter([None] * len(points))
     result = {}
     for name, recording in recordings.items():
         pairs: list[tuple[Tensor | None, Tensor | None]] = [(call, next(gradients)) for call in recording.calls]
         alive = [pair for pair in pairs if pair[1] is not None]
         activation, gradient = (alive or pairs or [(None, None)])[-1]
         refused = None if pairs else recording.refused
-        result[name] = LayerGradient(_widened(activation), _widened(gradient), refused)
+        result[name] = LayerGradient(_widened(activation), _widened(gradient), refused, failure)
     return result
 
 

@@ -37,16 +37,19 @@ class Examination:
     detail: str = ""
 
 
-def examine(activation: Tensor, gradient: Tensor, cam: Tensor) -> Examination:
+def examine(activation: Tensor, gradient: Tensor, cam: Tensor, scores: Tensor) -> Examination:
     """Judge each probe's gradient, and take away the map of each that is not usable.
 
     Args:
         activation: `(N, K, h, w)`.
         gradient: The same shape.
         cam: `(N, h, w)`, the map that was made of them.
+        scores: `(N,)`. One that is NaN explains nothing, whatever its gradient; minus infinity is a masked class.
     """
     flat = gradient.flatten(1)
-    finite = flat.isfinite().all(1) & activation.flatten(1).isfinite().all(1) & cam.flatten(1).isfinite().all(1)
+    finite = ~scores.isnan()
+    for tensor in (flat, activation.flatten(1), cam.flatten(1)):
+        finite = finite & tensor.isfinite().all(1)
     zero = (flat == 0).all(1)
     code = torch.where(zero, _ZERO, _OK)
     code = torch.where(finite, code, _NON_FINITE)

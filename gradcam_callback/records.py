@@ -44,6 +44,7 @@ class LayerHealth:
             against the class.
         cause: Why the gradient is not there, where the forward pass alone already tells; None otherwise.
         detail: That cause in words; empty where there is none.
+        bridged: One flag a probe: there is no gradient, and the map was drawn across the cut. Empty: none was.
     """
 
     gradient_norm: Tensor
@@ -51,6 +52,7 @@ class LayerHealth:
     empty: tuple[bool, ...]
     cause: Cause | None = None
     detail: str = ""
+    bridged: tuple[bool, ...] = ()
 
     @property
     def null_probes(self) -> tuple[int, ...]:
@@ -172,3 +174,91 @@ class Panel:
     columns: tuple[PanelColumn, ...]
     table: Tensor
     shared_scale: bool
+
+
+@dataclass(frozen=True)
+class SourceLocation:
+    """A place in somebody's code.
+
+    Attributes:
+        file: The path of the file.
+        line: The line's number, from 1.
+        function: The function that the line is in.
+        code: The line itself, without indentation.
+        module: The dotted name of the module in whose forward it happened; "" is the model itself.
+        detail: The lines further in, in libraries, that it led to: "file:line in function", innermost first.
+    """
+
+    file: str
+    line: int
+    function: str
+    code: str
+    module: str
+    detail: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True)
+class PathStep:
+    """One operation on the way from the layer to the score.
+
+    Attributes:
+        module: The dotted name of the module in whose forward it happened.
+        operation: The function, e.g. "Tensor.detach".
+        shape: Of its result.
+        alive: Whether its result carries a gradient.
+        gradient_norm: L2, of the sum of the scores with respect to its result; None where there is no gradient.
+    """
+
+    module: str
+    operation: str
+    shape: tuple[int, ...]
+    alive: bool
+    gradient_norm: float | None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One place where a gradient ends.
+
+    Attributes:
+        cause: Why.
+        location: Where; None where no line is to blame, or none is known.
+        operation: The function, e.g. "Tensor.detach".
+    """
+
+    cause: Cause
+    location: SourceLocation | None
+    operation: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Why samples have no usable gradient at a layer, and where it ends.
+
+    Attributes:
+        layer: The dotted name of the layer.
+        cause: None: the gradient is there, finite and not zero.
+        location: The line to blame; None where there is none, or it is not known.
+        probes: Which samples are null, by their position.
+        path: From the layer to the score.
+        rescued: What would have made the gradient None without the wall that the callback builds.
+        message: What was found, in a few sentences.
+        remedy: What to do about it.
+        cuts: All places found, the first one first; the first is `cause` and `location`.
+        bridges: The numbers of the calls that have to be crossed to get a gradient all the same; empty if that cannot
+            be.
+    """
+
+    layer: str
+    cause: Cause | None
+    location: SourceLocation | None
+    probes: tuple[int, ...]
+    path: tuple[PathStep, ...]
+    rescued: tuple[Cause, ...]
+    message: str
+    remedy: str
+    cuts: tuple[Cut, ...] = ()
+    bridges: frozenset[int] = frozenset()

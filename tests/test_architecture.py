@@ -18,9 +18,14 @@ ENGINE = {"isolation", "layers", "targets", "gradients", "methods", "health"}
 ALLOWED = {
     "causes": set(),
     "records": {"causes"},
-    "explain": ENGINE | LEAVES,
+    "tracing": LEAVES,
+    "wording": LEAVES,
+    "evidence": {"tracing"} | LEAVES,
+    "explain": ENGINE | {"tracing"} | LEAVES,
+    "diagnosis": ENGINE | {"explain", "tracing", "evidence", "wording"} | LEAVES,
     "panels": {"picture"} | LEAVES,
-    "callback": {"explain", "panels", "layers", "methods", "picture", "probes", "alerts", "events"} | LEAVES,
+    "callback": {"explain", "diagnosis", "panels", "layers", "methods", "picture", "probes", "alerts", "events"}
+    | LEAVES,
     "cli": {"callback"},
 } | {room: LEAVES for room in ROOMS}
 # The only ones that may import these packages at their top.

@@ -1,0 +1,199 @@
+"""The command `gradcam-callback`: LightningCLI with the subcommands fit, validate and test."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import pkgutil
+import re
+import sys
+import textwrap
+import warnings
+from collections.abc import Iterator
+from difflib import get_close_matches
+from itertools import takewhile
+from typing import NoReturn
+
+import docstring_parser
+from jsonargparse import DefaultHelpFormatter
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from gradcam_callback import GradCAMCallback
+
+CALLBACK = "gradcam_callback.GradCAMCallback"
+
+DESCRIPTION = """\
+Train, validate and test image models, with Grad-CAM heatmaps and gradient-null alerts in TensorBoard.
+
+Start here:
+  gradcam-callback fit --config configs/demo.yaml    train the demo, which tells at its end how to look at it
+  gradcam-callback fit --help                        every option; those of the callback come last
+"""
+
+EXAMPLE = f"""\
+the callback:
+  Grad-CAM is a callback of the trainer. In the YAML file:
+
+    trainer:
+      callbacks:
+        - class_path: {CALLBACK}
+          init_args:
+            target_layers: network.layer4
+            probes: 8
+
+  Its options, all under init_args, with their types and defaults:
+"""
+
+_CLASS_PROBLEM = "Problem with given class_path"
+_UNKNOWN_OPTION = re.compile(
+    _CLASS_PROBLEM + r" '(?P<path>[^']+)':\s+(?:Option|Key) ['\"](?P<option>[^'\"]+)['\"] is not (?:accepted|expected)"
+)
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """Prints description and epilog as they are written, line by line."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(indent + line for line in text.splitlines())
+
+
+class Parser(LightningArgumentParser):
+    """A parser whose errors are short: no list of all options, and for an unknown one those that are possible."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message and exit with 2."""
+        if not self.exit_on_error or "JSONARGPARSE_DEBUG" in os.environ:
+            super().error(message, ex)
+        print(f"error: {clarify(message)}\nFor all options: gradcam-callback fit --help", file=sys.stderr)
+        self.exit(2)
+
+
+class GradCAMCLI(LightningCLI):
+    """LightningCLI for any model and any data, whose help tells about the callback."""
+
+    def __init__(self, args: ArgsType = None) -> None:
+        subcommands = {
+            name: {
+                "usage": f"gradcam-callback {name} --config FILE [--KEY VALUE ...]",
+                "formatter_class": HelpFormatter,
+                "epilog": describe_callback(),
+            }
+            for name in self.subcommands()
+        }
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_kwargs={"overwrite": True},  # a second run may use the same folder
+            parser_class=Parser,
+            parser_kwargs={
+                "prog": "gradcam-callback",
+                "description": DESCRIPTION,
+                "formatter_class": HelpFormatter,
+                **subcommands,
+            },
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """LightningCLI's subcommands but `predict`, in which nothing is validated."""
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse what `main` was given; LightningCLI would warn that it does not come from the command line."""
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]  # `main` gives a list
+
+
+def describe_callback() -> str:
+    """List the callback's options, with types, defaults and documentation, as they are given in YAML."""
+    documentation = docstring_parser.parse(inspect.getdoc(GradCAMCallback) or "")
+    texts = {item.arg_name: item.description or "" for item in documentation.params if item.args[0] == "param"}
+    lines = [EXAMPLE]
+    for name, parameter in inspect.signature(GradCAMCallback).parameters.items():
+        lines.append(f"  {name}: {parameter.annotation} = {parameter.default!r}")
+        lines += textwrap.wrap(texts.get(name, ""), width=110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def clarify(message: str) -> str:
+    """Cut a message of jsonargparse down to the class that was given wrongly, and say which options that class has.
+
+    Args:
+        message: What jsonargparse says about a configuration. It names every type that was tried.
+
+    Returns:
+        The part about the first class with a problem, or else the message as it is.
+    """
+    lines = message.splitlines()
+    start = next((index for index, line in enumerate(lines) if _CLASS_PROBLEM in line), None)
+    if start is not None:
+        deeper = takewhile(lambda line: _indent(line) > _indent(lines[start]), lines[start + 1 :])
+        message = "\n".join([lines[start].lstrip(" -"), *deeper])
+    return "\n".join([message, *_possible_options(message)])
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip(" "))
+
+
+def _possible_options(message: str) -> Iterator[str]:
+    for found in _UNKNOWN_OPTION.finditer(message):
+        path, option = found["path"], found["option"]
+        options = list(inspect.signature(pkgutil.resolve_name(path)).parameters)
+        for close in get_close_matches(option, options, n=1, cutoff=0.5):
+            yield f"Did you mean {close!r}?"
+        yield f"The options of {path}: {', '.join(options) or 'none'}."
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: The arguments; None takes those of the process. Without any, the help is printed.
+
+    Raises:
+        SystemExit: With 0 after a help text; with 2, and a message on stderr, after an option or data that cannot be
+            used.
+    """
+    _hush_lightning()
+    arguments = sys.argv[1:] if args is None else args
+    try:
+        GradCAMCLI(arguments or ["--help"])
+    except Exception as error:
+        message = _own_message(error)
+        if message is None or "JSONARGPARSE_DEBUG" in os.environ:
+            raise
+        print(f"error: {message}\nFor the traceback, set JSONARGPARSE_DEBUG=1.", file=sys.stderr)
+        sys.exit(2)
+
+
+def _own_message(error: BaseException | None) -> str | None:
+    """What this package says about bad input, if that is what ended the run. Any other error needs its traceback."""
+    while error is not None:
+        if isinstance(error, (ValueError, FileNotFoundError)) and _raised_in(error).startswith("gradcam_callback."):
+            return str(error)
+        error = error.__cause__
+    return None
+
+
+def _raised_in(error: BaseException) -> str:
+    """The module whose code raised the error."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+
+
+def _hush_lightning() -> None:
+    """Leave out what Lightning says about its own code, and about packages that could be installed beside it."""
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated", category=FutureWarning)
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addFilter(_is_no_tip)
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()
