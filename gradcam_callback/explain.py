@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ def explain(
     A layer without space in its output is no error here, but a judgement with its cause. `bridged` are the numbers of
     the cuts that are crossed, as `diagnosis` found them for one target layer.
     """
-    method_of = methods.find_method(method)
+    methods.find_method(method)
     for target in wanted:
         targets.check_target(target)
     names = layers.check_names(target_layers)
@@ -85,16 +86,53 @@ def explain(
         if names == (layers.AUTO,):
             names = (_auto_layer(model, inputs, wanted[0], output),)
         found = layers.find_layers(model, names)
-        tracer = Tracer(bridged=bridged, recording=False) if bridged else None
-        with forward_pass(model, inputs, found, output, tracer) as (logits, recordings):
-            results = []
-            for position, target in enumerate(wanted):
-                scores, rest = choose_scores(logits, target)
-                more = position + 1 < len(wanted)
-                taken = gradients.differentiate(scores, recordings, keep_graph=more)
-                examinations = {name: _examine(name, pair, method_of, scores) for name, pair in taken.items()}
-                results.append(_result(scores, rest, examinations, inputs))
+        together = _explain_together(model, inputs, found, wanted, method, output, bridged)
+    return together or _explain_one_by_one(model, inputs, found, wanted, method, output)
+
+
+def _explain_together(
+    model: nn.Module,
+    inputs: Tensor,
+    found: Mapping[str, nn.Module],
+    wanted: Sequence[Target],
+    method: str,
+    output: OutputSpec,
+    bridged: frozenset[int],
+) -> list[CAMResult]:
+    """All layers and targets from one forward pass; no result where the layers would disturb each other."""
+    method_of = methods.find_method(method)
+    tracer = Tracer(bridged=bridged, recording=False) if bridged else None
+    results = []
+    with forward_pass(model, inputs, found, output, tracer) as (logits, recordings):
+        if len(found) > 1 and any(recording.reopened for recording in recordings.values()):
+            return []
+        for position, target in enumerate(wanted):
+            scores, rest = choose_scores(logits, target)
+            more = position + 1 < len(wanted)
+            taken = gradients.differentiate(scores, recordings, keep_graph=more)
+            examinations = {name: _examine(name, pair, method_of, scores) for name, pair in taken.items()}
+            results.append(_result(scores, rest, examinations, inputs))
     return results
+
+
+def _explain_one_by_one(
+    model: nn.Module,
+    inputs: Tensor,
+    names: Iterable[str],
+    wanted: Sequence[Target],
+    method: str,
+    output: OutputSpec,
+) -> list[CAMResult]:
+    """A pass for each layer, where one pass for all would let the layers disturb each other."""
+    alone = [explain(model, inputs, name, wanted=wanted, method=method, output=output) for name in names]
+    return [
+        replace(
+            results[0],
+            cams={name: cam for result in results for name, cam in result.cams.items()},
+            health={name: verdict for result in results for name, verdict in result.health.items()},
+        )
+        for results in zip(*alone, strict=True)
+    ]
 
 
 def choose_layer(model: nn.Module, inputs: Tensor, *, target: Target = "predicted", output: OutputSpec = None) -> str:
@@ -117,7 +155,7 @@ def choose_layer(model: nn.Module, inputs: Tensor, *, target: Target = "predicte
 
 
 def prepared(inputs: Any, model: nn.Module) -> Tensor:
-    """The inputs on the model's device, without a history and not made in inference mode.
+    """The inputs on the model's device, without a history.
 
     Raises:
         TypeError: They are no tensor.
@@ -130,8 +168,7 @@ def prepared(inputs: Any, model: nn.Module) -> Tensor:
             f"The inputs are a tensor (N, C, H, W) with at least one image; given: {tuple(inputs.shape)}."
         )
     anchor = next(model.parameters(), next(model.buffers(), inputs))
-    moved = inputs.detach().to(anchor.device)
-    return moved.clone() if moved.is_inference() else moved
+    return inputs.detach().to(anchor.device)
 
 
 def _auto_layer(model: nn.Module, inputs: Tensor, target: Target, output: OutputSpec) -> str:
@@ -184,6 +221,8 @@ def forward_pass(
                 logits = _logits(model, inputs, output)
         else:
             logits = _logits_or_lenient(model, inputs, output, recordings)
+        for recording in recordings.values():
+            recording.closed = True
         yield logits, recordings
 
 
@@ -214,7 +253,8 @@ def _logits(model: nn.Module, inputs: Tensor, output: OutputSpec) -> Tensor:
 
 def call_model(model: nn.Module, inputs: Tensor) -> Any:
     """Call the model. In a traceback, what lies further in than this function is the model's."""
-    return model(inputs)
+    # A copy, because forward may normalise its input in place.
+    return model(inputs.clone())
 
 
 def raised_by_model(error: BaseException) -> bool:
@@ -238,7 +278,14 @@ def _examine(name: str, pair: gradients.LayerGradient, method_of: methods.Method
         return health.missing(None, scores, Cause.UNSUPPORTED_OUTPUT, detail)
     if pair.gradient is None:
         return health.missing(pair.activation, scores, _backward_failure(pair.failure), pair.failure)
-    return health.examine(pair.activation, pair.gradient, method_of(pair.activation, pair.gradient), scores.detach())
+    if len(pair.activation) != len(scores):
+        detail = (
+            f"The layer {name!r} returned {len(pair.activation)} maps for {len(scores)} images: needed is one each."
+        )
+        return health.missing(None, scores, Cause.UNSUPPORTED_OUTPUT, detail)
+    with torch.autocast(scores.device.type, enabled=False):
+        cam = method_of(pair.activation, pair.gradient)
+        return health.examine(pair.activation, pair.gradient, cam, scores.detach())
 
 
 def _backward_failure(message: str) -> Cause | None:

@@ -33,15 +33,21 @@ class Recording:
     Attributes:
         calls: The activations, one a call of the layer, that gradients are taken with respect to.
         refused: The last output without space in it, where that is all the layer returned.
+        reopened: Whether the layer ran where the model had switched gradients off, behind another layer of the pass.
+            Switching them on there gives that other layer a part of a gradient that it has not.
+        closed: Whether the forward pass is over. A checkpointed block runs the layer again during backward.
     """
 
     calls: list[Tensor] = field(default_factory=list)
     refused: Any = None
+    reopened: bool = False
+    closed: bool = False
 
     def clear(self) -> None:
         """Forget the pass, to begin another."""
         self.calls.clear()
         self.refused = None
+        self.reopened = False
 
 
 @contextmanager
@@ -70,10 +76,13 @@ def recorded(
             if activation is None:
                 recordings[name].refused = output
                 return None
+            others = any(recording.calls for recording in recordings.values())
+            recordings[name].reopened |= others and not torch.is_grad_enabled()
             leaf, handed_on = _begin_graph(activation)
-            recordings[name].calls.append(leaf)
-            if begun is not None:
-                begun(handed_on)
+            if not recordings[name].closed:
+                recordings[name].calls.append(leaf)
+                if begun is not None:
+                    begun(handed_on)
             return replaced(output, activation, handed_on)
 
         return hook

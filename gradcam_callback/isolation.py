@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import operator
 import random
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+# What a module may gather things in, and the attributes that every module has, which are seen to by name.
+_CONTAINERS = (list, dict, set, deque)
+_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 
 @contextmanager
@@ -85,7 +92,7 @@ def _modules_kept(model: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _ModuleState:
-    """What one module held: attributes, parameters and buffers by identity, and copies of buffers it may write."""
+    """What one module held, by identity; copies of what it may write to: its own buffers and containers."""
 
     module: nn.Module
     training: bool
@@ -93,16 +100,20 @@ class _ModuleState:
     parameters: dict[str, nn.Parameter | None]
     buffers: dict[str, Tensor | None]
     copies: list[_BufferCopy]
+    containers: list[tuple[Any, Any]]
 
     @classmethod
     def of(cls, module: nn.Module) -> _ModuleState:
         if isinstance(module, torch.jit.ScriptModule):  # it keeps all but its mode outside Python
-            return cls(module, module.training, {}, {}, {}, [])
+            return cls(module, module.training, {}, {}, {}, [], [])
         # The modules of torch itself write no buffer in evaluation mode, and copying each BatchNorm's would cost as
         # much as a layer on a GPU. A user's module may count its calls in one.
         own = () if type(module).__module__.startswith("torch.nn.") else module._buffers.values()
         copies = [_BufferCopy.of(buffer) for buffer in own if buffer is not None and not buffer.is_inference()]
-        return cls(module, module.training, dict(vars(module)), dict(module._parameters), dict(module._buffers), copies)
+        held = [value for name, value in vars(module).items() if name not in _MODULE_ATTRIBUTES]
+        containers = [(value, copy.copy(value)) for value in held if type(value) in _CONTAINERS]
+        attributes, parameters, buffers = dict(vars(module)), dict(module._parameters), dict(module._buffers)
+        return cls(module, module.training, attributes, parameters, buffers, copies, containers)
 
     def prepare(self) -> None:
         if not self.attributes:
@@ -120,8 +131,10 @@ class _ModuleState:
         _put_back(vars(self.module), self.attributes)
         _put_back(self.module._parameters, self.parameters)
         _put_back(self.module._buffers, self.buffers)
-        for copy in self.copies:
-            copy.restore()
+        for copied in self.copies:
+            copied.restore()
+        for container, content in self.containers:
+            _refill(container, content)
 
 
 @dataclass(frozen=True)
@@ -150,6 +163,18 @@ def _replace_inference_tensors(held: dict[str, Any]) -> None:
         if isinstance(value, Tensor) and value.is_inference():
             plain = value.clone()
             held[name] = nn.Parameter(plain, requires_grad=False) if isinstance(value, nn.Parameter) else plain
+
+
+def _refill(container: Any, content: Any) -> None:
+    """Give a list, dict, set or deque back what it held, if forward put something in or took something out."""
+    if len(container) == len(content) and all(map(operator.is_, _items(container), _items(content))):
+        return
+    container.clear()
+    container.extend(content) if hasattr(container, "extend") else container.update(content)
+
+
+def _items(container: Any) -> Iterable[Any]:
+    return container.values() if isinstance(container, dict) else container
 
 
 def _put_back(held: dict[str, Any], before: dict[str, Any]) -> None:

@@ -50,7 +50,8 @@ def find_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
     Raises:
         ValueError: There is no such module; the message names the closest.
     """
-    modules = {name.replace(_COMPILED, ""): module for name, module in model.named_modules() if name}
+    every = model.named_modules(remove_duplicate=False)
+    modules = {name.replace(_COMPILED, ""): module for name, module in every if name}
     found = {}
     for name in names:
         plain = _without_brackets(modules, name)

@@ -32,9 +32,10 @@ def gradcam_plus_plus(activation: Tensor, gradient: Tensor) -> Tensor:
     and overflows, so it is left out. `a` is computed as `1 / (2 + G sum_ij A)`, which is the same number, and does not
     lose it where `G^2` underflows. Where the denominator is zero, `a` is zero.
     """
-    denominator = 2 + gradient * activation.sum(dim=(2, 3), keepdim=True)
+    precise = _precise(gradient)
+    denominator = 2 + precise * _precise(activation).sum(dim=(2, 3), keepdim=True)
     alpha = torch.where(denominator == 0, 0, 1 / denominator)
-    return _weighted(activation, (alpha * gradient.relu()).sum(dim=(2, 3)))
+    return _weighted(activation, (alpha * precise.relu()).sum(dim=(2, 3)))
 
 
 def hirescam(activation: Tensor, gradient: Tensor) -> Tensor:
@@ -52,8 +53,9 @@ def xgradcam(activation: Tensor, gradient: Tensor) -> Tensor:
     Fu et al., "Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of CNNs", BMVC 2020, equation 7.
     A channel whose activation sums to zero has weight zero.
     """
-    total = activation.sum(dim=(2, 3))
-    weights = (gradient * activation).sum(dim=(2, 3)) / total
+    precise = _precise(activation)
+    total = precise.sum(dim=(2, 3))
+    weights = (precise * gradient).sum(dim=(2, 3)) / total
     return _weighted(activation, torch.where(total == 0, 0, weights))
 
 
@@ -65,8 +67,13 @@ def layercam(activation: Tensor, gradient: Tensor) -> Tensor:
     return (gradient.relu() * activation).sum(dim=1).relu()
 
 
+def _precise(tensor: Tensor) -> Tensor:
+    """In float64, for a denominator that nearly cancels: float32 would not leave five digits of it."""
+    return tensor if tensor.device.type == "mps" else tensor.double()
+
+
 def _weighted(activation: Tensor, weights: Tensor) -> Tensor:
-    return torch.einsum("nk,nkhw->nhw", weights, activation).relu()
+    return torch.einsum("nk,nkhw->nhw", weights.to(activation.dtype), activation).relu()
 
 
 METHODS: dict[str, Method] = {
