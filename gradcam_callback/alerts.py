@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import linecache
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
 from gradcam_callback.causes import Cause, Trouble, meaning, remedy
-from gradcam_callback.records import CAMResult, GradientState, LayerHealth
+from gradcam_callback.records import CAMResult, Diagnosis, GradientState, LayerHealth, SourceLocation
+
+DOCS = "docs/why-is-my-gradient-none.md"
 
 
 class GradientNullWarning(UserWarning):
@@ -41,6 +44,8 @@ class Finding:
         targets: Which targets are concerned, e.g. "predicted".
         message: What was seen, in a sentence or two.
         remedy: What to do, in a sentence.
+        location: The line to blame; None where there is none, or it is not known.
+        diagnosis: All that is known of a gradient that is not there; None where the finding is about something else.
     """
 
     subject: str
@@ -49,6 +54,22 @@ class Finding:
     targets: tuple[str, ...]
     message: str
     remedy: str
+    location: SourceLocation | None = None
+    diagnosis: Diagnosis | None = None
+
+    @classmethod
+    def of(cls, diagnosis: Diagnosis, targets: Sequence[str], subject: str | None = None) -> Finding:
+        """What a diagnosis says about a layer, or about another subject."""
+        return cls(
+            subject or diagnosis.layer,
+            diagnosis.cause,
+            diagnosis.probes,
+            tuple(targets),
+            diagnosis.message,
+            diagnosis.remedy,
+            diagnosis.location,
+            diagnosis,
+        )
 
     @property
     def is_null(self) -> bool:
@@ -58,7 +79,8 @@ class Finding:
     @property
     def identity(self) -> tuple[Any, ...]:
         """What makes it another finding when it changes. The wording does not."""
-        return self.cause, self.probes, self.targets
+        place = None if self.location is None else (self.location.file, self.location.line)
+        return self.cause, self.probes, self.targets, place
 
 
 @dataclass(frozen=True)
@@ -102,18 +124,61 @@ class Alert:
         """What to do, in a sentence."""
         return self.finding.remedy
 
+    @property
+    def location(self) -> SourceLocation | None:
+        """The line to blame."""
+        return self.finding.location
+
+    @property
+    def diagnosis(self) -> Diagnosis | None:
+        """All that is known of the gradient that is not there."""
+        return self.finding.diagnosis
+
     def as_record(self) -> dict[str, Any]:
-        """For one line of JSON."""
-        record = asdict(self.finding)
-        return {"status": self.status.value, "step": self.step, "epoch": self.epoch, "layer": self.layer, **record}
+        """For one line of JSON, and for a checkpoint."""
+        finding = self.finding
+        return {
+            "status": self.status.value,
+            "step": self.step,
+            "epoch": self.epoch,
+            "subject": finding.subject,
+            "layer": self.layer,
+            "cause": None if finding.cause is None else finding.cause.value,
+            "probes": list(finding.probes),
+            "targets": list(finding.targets),
+            "message": finding.message,
+            "remedy": finding.remedy,
+            "location": None if finding.location is None else asdict(finding.location),
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Alert:
+        """The alert that a record was made of, without its diagnosis."""
+        place = record["location"]
+        finding = Finding(
+            record["subject"],
+            _cause(record["cause"]),
+            tuple(record["probes"]),
+            tuple(record["targets"]),
+            record["message"],
+            record["remedy"],
+            None if place is None else SourceLocation(**{**place, "detail": tuple(place["detail"])}),
+        )
+        return cls(Status(record["status"]), finding, record["step"], record["epoch"])
 
     def as_markdown(self) -> str:
         """For TensorBoard's text tab."""
-        slug = self.cause or "gradient is None"
-        heading = f"**{self.status.value}: {slug}** at `{self.finding.subject}`, epoch {self.epoch}, step {self.step}"
+        finding, slug = self.finding, self.cause or "gradient is None"
+        heading = f"### {self.status.value}: {slug}\n\n`{finding.subject}` · epoch {self.epoch} · step {self.step}"
         if self.status is Status.CLEARED:
-            return f"{heading}\n\nNo longer so: {self.message}"
-        return f"{heading}\n\n{self.message}\n\n{self.remedy}"
+            return f"{heading}\n\nThis is no longer so: {self.message}"
+        parts = [heading, self.message]
+        if finding.location is not None:
+            parts.append(_code_around(finding.location))
+        parts.append(f"**What to do.** {self.remedy}")
+        if isinstance(finding.cause, Cause):
+            parts.append(f"**More.** `{DOCS}#{finding.cause.value}`")
+        return "\n\n".join(parts)
 
     def __str__(self) -> str:
         if self.status is Status.CLEARED:
@@ -131,6 +196,19 @@ class AlertBook:
     def __init__(self) -> None:
         self.alerts: list[Alert] = []
         self._open: dict[str, Finding] = {}
+
+    def state(self) -> list[dict[str, Any]]:
+        """For a checkpoint: all alerts so far."""
+        return [alert.as_record() for alert in self.alerts]
+
+    def load(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from a checkpoint: what was said is not said again."""
+        self.alerts[:] = map(Alert.from_record, state)
+        self._open = {}
+        for alert in self.alerts:
+            self._open[alert.finding.subject] = alert.finding
+            if alert.status is Status.CLEARED:
+                del self._open[alert.finding.subject]
 
     def update(self, subjects: Iterable[str], findings: Iterable[Finding], *, step: int, epoch: int) -> list[Alert]:
         """Take in what was found now.
@@ -159,58 +237,54 @@ class AlertBook:
         return new
 
 
-# The worst first: of two states at one layer, the alert is named for the worse.
-_NULLS = (GradientState.NONE, GradientState.NON_FINITE, GradientState.ZERO)
+_STATES = {
+    GradientState.NONE: "the gradient is None",
+    GradientState.NON_FINITE: "the gradient is not finite",
+    GradientState.ZERO: "the gradient is zero",
+}
 _STATE_CAUSES = {GradientState.NON_FINITE: Cause.NON_FINITE, GradientState.ZERO: Cause.ZERO_GRADIENT}
 
 
-def find_nulls(results: Sequence[CAMResult], targets: Sequence[str]) -> list[Finding]:
+def find_nulls(
+    results: Sequence[CAMResult], targets: Sequence[str], diagnoses: Mapping[str, Diagnosis]
+) -> list[Finding]:
     """What is wrong with the gradients of one validation: at most one finding a layer.
 
     Args:
         results: One a target, of the same layers and probes.
         targets: What the targets are called, e.g. "predicted".
+        diagnoses: Layer to the reason, where it was found.
     """
-    layers = results[0].health if results else {}
-    return [finding for layer in layers if (finding := _find_at(layer, results, targets)) is not None]
+    findings = []
+    for layer in results[0].health:
+        verdicts = [result.health[layer] for result in results]
+        concerned = [title for title, verdict in zip(targets, verdicts, strict=True) if verdict.null_probes]
+        if layer in diagnoses:
+            findings.append(Finding.of(diagnoses[layer], concerned))
+        elif concerned:
+            worst = next(verdict for verdict in verdicts if verdict.null_probes)
+            findings.append(_undiagnosed(layer, worst, concerned))
+    return findings
 
 
-def _find_at(layer: str, results: Sequence[CAMResult], targets: Sequence[str]) -> Finding | None:
-    verdicts = {title: result.health[layer] for title, result in zip(targets, results, strict=True)}
-    probes_by_state = {
-        state: sorted({i for verdict in verdicts.values() for i, seen in enumerate(verdict.state) if seen is state})
-        for state in _NULLS
-    }
-    present = [state for state in _NULLS if probes_by_state[state]]
-    if not present:
+def _undiagnosed(layer: str, verdict: LayerHealth, targets: Sequence[str]) -> Finding:
+    state = next(state for state in _STATES if state in verdict.state)
+    cause = verdict.cause or _STATE_CAUSES.get(state)
+    probes = ", ".join(map(str, verdict.null_probes))
+    message = f"At {layer!r} {_STATES[state]} for the probes {probes}: {meaning(cause)}."
+    return Finding(layer, cause, verdict.null_probes, tuple(targets), message, remedy(cause))
+
+
+def _cause(slug: str | None) -> Cause | Trouble | None:
+    if slug is None:
         return None
-    known = next((verdict for verdict in verdicts.values() if verdict.cause is not None), None)
-    cause = _STATE_CAUSES.get(present[0]) if known is None else known.cause
-    total = len(results[0].targets)
-    parts = [_sentence(layer, state, probes_by_state[state], total, known) for state in present]
-    return Finding(
-        subject=layer,
-        cause=cause,
-        probes=tuple(sorted({i for probes in probes_by_state.values() for i in probes})),
-        targets=tuple(title for title, verdict in verdicts.items() if verdict.null_probes),
-        message=" ".join(parts) + " No heatmap is drawn for them.",
-        remedy=remedy(cause),
-    )
+    return Cause(slug) if slug in {cause.value for cause in Cause} else Trouble(slug)
 
 
-def _sentence(layer: str, state: GradientState, probes: list[int], total: int, known: LayerHealth | None) -> str:
-    who = f"all {total} probes" if len(probes) == total else f"{_named(probes)} of {total}"
-    if known is not None and known.detail:
-        return f"At {layer!r} there is no gradient for {who}: {known.detail.rstrip('.')}."
-    cause = _STATE_CAUSES.get(state)
-    what = {
-        GradientState.NONE: "the gradient is None",
-        GradientState.ZERO: "the gradient is zero",
-        GradientState.NON_FINITE: "the gradient is not finite",
-    }[state]
-    return f"At {layer!r} {what} for {who}: {meaning(cause)}."
-
-
-def _named(probes: Sequence[int]) -> str:
-    shown = ", ".join(map(str, probes[:8])) + (", ..." if len(probes) > 8 else "")
-    return f"probe {shown}" if len(probes) == 1 else f"probes {shown}"
+def _code_around(location: SourceLocation, reach: int = 2) -> str:
+    """The line with its neighbours, as a block of code, with an arrow at it."""
+    numbers = range(max(1, location.line - reach), location.line + reach + 1)
+    lines = [(number, linecache.getline(location.file, number).rstrip()) for number in numbers]
+    shown = "\n".join(f"{'->' if number == location.line else '  '} {number:4d}  {line}" for number, line in lines)
+    inside = f", in the module `{location.module}`" if location.module else ""
+    return f"`{location.file}:{location.line}` in `{location.function}`{inside}\n\n```\n{shown}\n```"

@@ -17,7 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]
 
-from gradcam_callback import events, explain, layers, methods, panels, picture
+from gradcam_callback import diagnosis, events, explain, layers, methods, panels, picture
 from gradcam_callback.alerts import (
     Alert,
     AlertBook,
@@ -27,7 +27,8 @@ from gradcam_callback.alerts import (
     Status,
     find_nulls,
 )
-from gradcam_callback.causes import Cause, Trouble, remedy
+from gradcam_callback.causes import Trouble
+from gradcam_callback.observer import Observation, Observer
 from gradcam_callback.probes import ProbeSource, as_source
 from gradcam_callback.records import BadInputError, CAMResult, Panel, ProbeSet
 
@@ -55,6 +56,9 @@ class GradCAMCallback(Callback):
         on_null: What to do about a probe without a usable gradient: `warn`; `raise` ends the run with a
             GradientNullError, before the first training step if it is so from the start; `ignore` does not warn, and
             the alert is still on record.
+        bridge: Whether to draw the map across a cut that autograd alone cannot pass (`detach`, `.data`,
+            `requires_grad = False`, `no_grad`, `inference_mode`): it is the map of the function that the network
+            computes, its caption says that it was bridged, and the alert stays.
         class_names: Names of the classes, by index. By default those of the data set (`dataset.classes`).
         mean: What the data's normalisation subtracts, a number a channel, to show the images as they were. By default
             it is taken from the data set's transforms.
@@ -83,6 +87,7 @@ class GradCAMCallback(Callback):
         output: int | str | Callable[[Any], Any] | None = None,
         every_n_epochs: int = 1,
         on_null: OnNull = "warn",
+        bridge: bool = True,
         class_names: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -95,6 +100,7 @@ class GradCAMCallback(Callback):
         picture.colormap_table(colormap)
         _check_options(every_n_epochs, on_null, opacity, scale)
         self.target_layers = layers.check_names(target_layers)
+        self.bridge = bridge
         self.source = as_source(probes)
         self.target = _check_targets(target)
         self.method = method
@@ -111,7 +117,7 @@ class GradCAMCallback(Callback):
         self.last_result: CAMResult | None = None
         self.probes: ProbeSet | None = None
         self._book = AlertBook()
-        self._layers = self.target_layers
+        self._observer = Observer(self.target_layers, method, output, bridge)
         self._resumed: dict[str, Any] = {}
         self._writer: events.BackgroundWriter | None = None
         self._folder: Path | None = None
@@ -125,7 +131,7 @@ class GradCAMCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a layer that does not exist, before anything else happens."""
-        self._check_layers(pl_module)
+        self._observer.settle(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Capture the probes and rehearse, so that what is wrong is said before the first training step."""
@@ -170,17 +176,17 @@ class GradCAMCallback(Callback):
         return self._generate_state_key(target_layers=self.target_layers, target=self.target, method=self.method)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: which images were looked at, and how their pixels were."""
-        if self.probes is None:
-            return self._resumed
-        return {
-            "source": self.source.describe(),
-            "indices": self.probes.indices,
-            "fingerprint": self.probes.fingerprint,
-        }
+        """What a checkpoint keeps: which images were looked at, how their pixels were, and the alerts."""
+        state = {**self._resumed, "alerts": self._book.state()}
+        if self.probes is not None:
+            state["source"] = self.source.describe()
+            state["indices"] = self.probes.indices
+            state["fingerprint"] = self.probes.fingerprint
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the images of the run that is being resumed, unless another choice is configured now."""
+        """Take the alerts of the run that is being resumed, and its images, unless another choice is configured now."""
+        self._book.load(state_dict.get("alerts", []))
         self._resumed = state_dict if state_dict.get("source") == self.source.describe() else {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -190,15 +196,9 @@ class GradCAMCallback(Callback):
     # How
 
     def _begin_evaluation(self, trainer: Trainer, pl_module: LightningModule, loaders: Any) -> None:
-        self._check_layers(pl_module)
+        self._observer.settle(pl_module)
         self._open(trainer)
         self._capture(trainer, loaders)
-
-    def _check_layers(self, pl_module: LightningModule) -> None:
-        if self.target_layers != (layers.AUTO,):
-            self._layers = tuple(layers.find_layers(pl_module, self.target_layers))
-        elif self._layers[0] not in dict(pl_module.named_modules()):  # chosen before, in another model
-            self._layers = self.target_layers
 
     def _open(self, trainer: Trainer) -> None:
         """Find out where to write. Every rank takes part: asking for the log directory is a collective call."""
@@ -284,7 +284,8 @@ class GradCAMCallback(Callback):
         """
         assert self.probes is not None
         try:
-            results = self._explain(trainer, pl_module, self.probes)
+            observation = self._explain(trainer, pl_module, self.probes)
+            results = observation.results
             look, heading = self._look_of(self.probes), self._heading(trainer)
             drawn = panels.draw(self.probes, results, self._titles(), look, heading)
         except BadInputError as error:
@@ -296,29 +297,29 @@ class GradCAMCallback(Callback):
         if not rehearsal:
             self.last_result = results[0]
             self._write(drawn, trainer.global_step)
-        subjects = ["callback", "forward", *results[0].health]
-        self._announce(trainer, subjects, find_nulls(results, self._titles()))
+        findings = find_nulls(results, self._titles(), observation.diagnoses)
+        if observation.failure is not None:
+            findings.append(_failed("diagnosis", "The cause could not be found", observation.failure))
+        self._announce(trainer, ["callback", "forward", "diagnosis", *results[0].health], findings)
         return _scalars(results)
 
-    def _explain(self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet) -> list[CAMResult]:
+    def _explain(self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet) -> Observation:
         wanted = [_wanted(target, probes) for target in self.target]
         with trainer.precision_plugin.forward_context():
-            if self._layers == (layers.AUTO,):
-                chosen = explain.choose_layer(pl_module, probes.images[:1], output=self.output)
+            chosen = self._observer.choose(pl_module, probes.images)
+            if chosen is not None:
                 rank_zero_info(f"Grad-CAM explains the layer {chosen!r}, which `target_layers: auto` chose.")
-                self._layers = (chosen,)
-            return explain.explain(
-                pl_module, probes.images, self._layers, wanted=wanted, method=self.method, output=self.output
-            )
+            return self._observer.look(pl_module, probes.images, wanted)
 
     def _failed_pass(self, trainer: Trainer, error: Exception) -> dict[str, float]:
         assert self.probes is not None
         if explain.raised_by_model(error):
-            finding = _failed("forward", "The model raised on the probe images", error, Cause.FORWARD_FAILED)
+            failed = diagnosis.of_failed_forward(self._observer.layers[0], error, len(self.probes))
+            finding = Finding.of(failed, self._titles(), subject="forward")
         else:
             finding = _failed("callback", "The probe pass failed", error)
         self._announce(trainer, ["callback", "forward"], [finding])
-        everything = len(self.probes) * len(self._layers) * len(self.target)
+        everything = len(self.probes) * len(self._observer.layers) * len(self.target)
         return {"gradcam/null_gradients": float(everything), "gradcam/empty_maps": 0.0}
 
     def _write(self, drawn: dict[str, Panel], step: int) -> None:
@@ -337,10 +338,8 @@ class GradCAMCallback(Callback):
         if nulls and self.on_null == "raise":
             raise GradientNullError("\n".join(map(str, nulls)))
         for alert in worse:
-            if not alert.finding.is_null:
-                warnings.warn(str(alert), UserWarning, stacklevel=2)
-            elif self.on_null == "warn":
-                warnings.warn(str(alert), GradientNullWarning, stacklevel=2)
+            if not alert.finding.is_null or self.on_null == "warn":
+                _warn(alert)
 
     def _record(self, trainer: Trainer, new: Sequence[Alert]) -> None:
         if self._writer is not None:
@@ -398,11 +397,20 @@ def _scalars(results: Sequence[CAMResult]) -> dict[str, float]:
     return scalars
 
 
-def _failed(subject: str, what: str, error: Exception, cause: Cause | Trouble = Trouble.CALLBACK_FAILED) -> Finding:
+def _failed(subject: str, what: str, error: Exception) -> Finding:
     message = f"{what}: {type(error).__name__}: {error}"
-    if isinstance(cause, Cause):
-        return Finding(subject, cause, (), (), message, remedy(cause))
-    return Finding(subject, cause, (), (), message, "The training goes on as if the callback were not there.")
+    advice = "The training goes on as if the callback were not there."
+    return Finding(subject, Trouble.CALLBACK_FAILED, (), (), message, advice)
+
+
+def _warn(alert: Alert) -> None:
+    """A warning that points at the user's line, where one is to blame."""
+    category = GradientNullWarning if alert.finding.is_null else UserWarning
+    location = alert.finding.location
+    if location is None:
+        warnings.warn(str(alert), category, stacklevel=3)
+    else:
+        warnings.warn_explicit(str(alert), category, location.file, location.line)
 
 
 def _write_findings(writer: events.BackgroundWriter) -> list[Finding]:

@@ -63,7 +63,7 @@ def diagnose(
     except Exception as error:
         if not explain.raised_by_model(error):
             raise
-        return _forward_failed(layer, error, len(inputs))
+        return of_failed_forward(layer, error, len(inputs))
     return _Investigation(model, inputs, layer, target, output, context, result.health[layer]).conclude()
 
 
@@ -354,7 +354,7 @@ def _bad_parameters(model: nn.Module, module: str) -> str:
     return f"Its own {' and '.join(bad)} hold NaN or infinity" if bad else ""
 
 
-def _forward_failed(layer: str, error: Exception, probes: int) -> Diagnosis:
+def of_failed_forward(layer: str, error: Exception, probes: int) -> Diagnosis:
     """The model raised: there is nothing to trace, and the traceback says where."""
     frames = [
         Frame(frame.f_code.co_filename, line, frame.f_code.co_name)

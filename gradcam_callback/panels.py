@@ -104,14 +104,17 @@ def _column(
     facts: _Facts, verdict: LayerHealth, title: str, look: Look, overlays: Tensor, peaks: Tensor
 ) -> PanelColumn:
     captions = []
-    for target, probability, empty in zip(facts.targets, facts.target_probabilities, verdict.empty, strict=True):
-        caption = f"{class_name(target, look.class_names)} {probability:.2f}"
-        captions.append(caption + ("\nempty: every channel speaks against it" if empty else ""))
+    bridged = verdict.bridged or (False,) * len(verdict.state)
+    for i, target in enumerate(facts.targets):
+        caption = f"{class_name(target, look.class_names)} {facts.target_probabilities[i]:.2f}"
+        caption += "\nempty: every channel speaks against it" if verdict.empty[i] else ""
+        caption += f"\nbridged: {verdict.cause}" if bridged[i] else ""
+        captions.append(caption)
     return PanelColumn(
         title=title,
         overlays=overlays,
         captions=tuple(captions),
-        verdicts=tuple(_verdict_text(state, verdict) for state in verdict.state),
+        verdicts=tuple(None if bridged[i] else _verdict_text(s, verdict) for i, s in enumerate(verdict.state)),
         peaks=peaks,
     )
 

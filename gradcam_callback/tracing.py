@@ -33,7 +33,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from gradcam_callback.causes import Cause
 
 _OURS = os.path.dirname(os.path.abspath(__file__))
-_HOOK_FILE = os.path.join(_OURS, "gradients.py")  # whose own calls, at the layer, are not the model's
+_AT_THE_LAYER = (os.path.join(_OURS, "gradients.py"), os.path.abspath(__file__))  # whose calls are not the model's
 _CALL_FILE = os.path.join(_OURS, "explain.py")
 
 _DETACHING = (torch.Tensor.detach, torch.Tensor.detach_, torch.detach, torch.detach_, torch.Tensor.data.__get__)  # type: ignore[attr-defined]
@@ -232,7 +232,7 @@ class Tracer(Lenient):
         """Call a torch function, record it, or cross it."""
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
-        if sys._getframe(1).f_code.co_filename == _HOOK_FILE:
+        if sys._getframe(1).f_code.co_filename in _AT_THE_LAYER:
             return self._call(func, args, kwargs)
         if name == "_set_grad_enabled":
             return self._switch(func, bool(args[0]))

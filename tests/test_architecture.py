@@ -24,7 +24,8 @@ ALLOWED = {
     "explain": ENGINE | {"tracing"} | LEAVES,
     "diagnosis": ENGINE | {"explain", "tracing", "evidence", "wording"} | LEAVES,
     "panels": {"picture"} | LEAVES,
-    "callback": {"explain", "diagnosis", "panels", "layers", "methods", "picture", "probes", "alerts", "events"}
+    "observer": {"explain", "diagnosis", "layers", "targets"} | LEAVES,
+    "callback": {"explain", "diagnosis", "observer", "panels", "layers", "methods", "picture", "probes", "alerts", "events"}
     | LEAVES,
     "cli": {"callback"},
 } | {room: LEAVES for room in ROOMS}

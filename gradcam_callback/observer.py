@@ -1,0 +1,148 @@
+"""Corridor: one look at the model. Maps; where there are none, the reason; and maps across the cut where it allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from gradcam_callback import diagnosis, explain, layers
+from gradcam_callback.records import CAMResult, Diagnosis, GradientState
+from gradcam_callback.targets import OutputSpec
+
+# The state of every probe at a layer, for every target: as long as it stays, the reason stays.
+_Health = tuple[tuple[GradientState, ...], ...]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one look gave.
+
+    Attributes:
+        results: One a target. Where a map was drawn across a cut, it stands in for the row of NaN, and `health` says
+            so; the state stays what it is.
+        diagnoses: Layer to the reason why it has probes without a gradient; healthy layers are not in it.
+        failure: What went wrong in finding the reason; None where nothing did.
+    """
+
+    results: list[CAMResult]
+    diagnoses: dict[str, Diagnosis]
+    failure: Exception | None
+
+
+@dataclass
+class Observer:
+    """Looks at a model again and again, and asks for reasons only when the picture of health changes.
+
+    Attributes:
+        target_layers: As for `compute_cam`.
+        method: As for `compute_cam`.
+        output: As for `compute_cam`.
+        bridge: Whether to draw a map across a cut that autograd alone cannot pass.
+    """
+
+    target_layers: tuple[str, ...]
+    method: str
+    output: OutputSpec
+    bridge: bool
+    _chosen: tuple[str, ...] = ()
+    _known: dict[str, tuple[_Health, Diagnosis]] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The full names of the layers; before "auto" has chosen, "auto"."""
+        return self._chosen or self.target_layers
+
+    def settle(self, model: nn.Module) -> None:
+        """Find the layers by their names. A choice of "auto" stays, if the model still has that layer.
+
+        Raises:
+            ValueError: The model has no such layer.
+        """
+        if self.target_layers != (layers.AUTO,):
+            self._chosen = tuple(layers.find_layers(model, self.target_layers))
+        elif self._chosen and self._chosen[0] not in dict(model.named_modules()):
+            self._chosen = ()
+
+    def choose(self, model: nn.Module, images: Tensor) -> str | None:
+        """Let "auto" choose, if it has not; the name of the layer if it was chosen now."""
+        if self.layers != (layers.AUTO,):
+            return None
+        self._chosen = (explain.choose_layer(model, images[:1], output=self.output),)
+        return self._chosen[0]
+
+    def look(self, model: nn.Module, images: Tensor, wanted: Sequence[explain.Target]) -> Observation:
+        """One look.
+
+        Args:
+            model: In any mode; left as it was.
+            images: `(N, C, H, W)`.
+            wanted: The targets.
+        """
+        results = explain.explain(model, images, self.layers, wanted=wanted, method=self.method, output=self.output)
+        try:
+            diagnoses = self._reasons(model, images, wanted, results)
+            results = [self._informed(model, images, *pair, diagnoses) for pair in zip(wanted, results, strict=True)]
+        except Exception as failure:  # the maps are right without a reason
+            return Observation(results, {}, failure)
+        return Observation(results, diagnoses, None)
+
+    def _reasons(
+        self, model: nn.Module, images: Tensor, wanted: Sequence[explain.Target], results: Sequence[CAMResult]
+    ) -> dict[str, Diagnosis]:
+        known, self._known = self._known, {}
+        for layer in results[0].health:
+            health = tuple(result.health[layer].state for result in results)
+            null = next((i for i, result in enumerate(results) if result.health[layer].null_probes), None)
+            if null is None:
+                continue
+            before, reason = known.get(layer, (None, None))
+            if reason is None or before != health:
+                reason = diagnosis.diagnose(model, images, layer, target=wanted[null], output=self.output)
+            self._known[layer] = health, reason
+        return {layer: reason for layer, (_, reason) in self._known.items()}
+
+    def _informed(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        target: explain.Target,
+        result: CAMResult,
+        diagnoses: Mapping[str, Diagnosis],
+    ) -> CAMResult:
+        """The result with the causes in its health, and with maps across the cuts."""
+        for layer, reason in diagnoses.items():
+            if not result.health[layer].null_probes:
+                continue
+            health = {**result.health, layer: replace(result.health[layer], cause=reason.cause, detail=reason.message)}
+            result = replace(result, health=health)
+            if self.bridge and reason.bridges:
+                [across] = explain.explain(
+                    model,
+                    images,
+                    [layer],
+                    wanted=[target],
+                    method=self.method,
+                    output=self.output,
+                    bridged=reason.bridges,
+                )
+                result = _patched(result, across, layer)
+        return result
+
+
+def _patched(result: CAMResult, across: CAMResult, layer: str) -> CAMResult:
+    own, other = result.cams[layer], across.cams[layer]
+    lost = own.isnan().all(dim=(1, 2), keepdim=True) if own.shape == other.shape else None
+    patched = other if lost is None else torch.where(lost, other, own)
+    verdict = result.health[layer]
+    bridged = tuple(
+        state is not GradientState.OK and across.health[layer].state[probe] is GradientState.OK
+        for probe, state in enumerate(verdict.state)
+    )
+    return replace(
+        result,
+        cams={**result.cams, layer: patched},
+        health={**result.health, layer: replace(verdict, bridged=bridged)},
+    )
