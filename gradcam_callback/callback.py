@@ -30,7 +30,7 @@ from gradcam_callback.alerts import (
 from gradcam_callback.causes import Trouble
 from gradcam_callback.observer import Observation, Observer
 from gradcam_callback.probes import ProbeSource, as_source
-from gradcam_callback.records import BadInputError, CAMResult, Panel, ProbeSet
+from gradcam_callback.records import BadInputError, CAMResult, Diagnosis, Panel, ProbeSet
 
 TargetSpec = int | str
 OnNull = Literal["warn", "raise", "ignore"]
@@ -168,6 +168,30 @@ class GradCAMCallback(Callback):
         """Bring to the disk what waits, and end the thread."""
         self._close(trainer)
 
+    def diagnose(self, trainer: Trainer, pl_module: LightningModule) -> list[tuple[str, Diagnosis]]:
+        """Diagnose each target layer for each target, healthy or not, and write nothing.
+
+        To be called in a hook of a validation, when the model and its data are in place.
+
+        Returns:
+            The target's name and the diagnosis, layer by layer.
+
+        Raises:
+            ValueError: An option turns out impossible: there is no such layer, probe or class.
+        """
+        self._observer.settle(pl_module)
+        self._capture(trainer, trainer.val_dataloaders)
+        if self.probes is None:
+            raise BadInputError(str(self.alerts[-1]))
+        images, wanted = self.probes.images, self._wanted(self.probes)
+        with trainer.precision_plugin.forward_context():
+            self._observer.choose(pl_module, images)
+            return [
+                (title, diagnosis.diagnose(pl_module, images, layer, target=target, output=self.output))
+                for layer in self._observer.layers
+                for title, target in zip(self._titles(), wanted, strict=True)
+            ]
+
     # Across runs
 
     @property
@@ -304,12 +328,11 @@ class GradCAMCallback(Callback):
         return _scalars(results)
 
     def _explain(self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet) -> Observation:
-        wanted = [_wanted(target, probes) for target in self.target]
         with trainer.precision_plugin.forward_context():
             chosen = self._observer.choose(pl_module, probes.images)
             if chosen is not None:
                 rank_zero_info(f"Grad-CAM explains the layer {chosen!r}, which `target_layers: auto` chose.")
-            return self._observer.look(pl_module, probes.images, wanted)
+            return self._observer.look(pl_module, probes.images, self._wanted(probes))
 
     def _failed_pass(self, trainer: Trainer, error: Exception) -> dict[str, float]:
         assert self.probes is not None
@@ -352,6 +375,10 @@ class GradCAMCallback(Callback):
         except OSError as error:
             warnings.warn(f"the alerts could not be written to {self._folder}: {error}", stacklevel=2)
 
+    def _wanted(self, probes: ProbeSet) -> list[explain.Target]:
+        labels = [] if probes.labels is None else probes.labels.tolist()
+        return [labels if target == "label" else target for target in self.target]
+
     def _titles(self) -> list[str]:
         names = self.class_names or (self.probes.class_names if self.probes is not None else None)
         return [target if isinstance(target, str) else panels.class_name(target, names) for target in self.target]
@@ -380,10 +407,6 @@ def _transfer(trainer: Trainer, batch: Any, dataloader_idx: int) -> Any:
     batch = trainer.precision_plugin.convert_input(batch)
     batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=dataloader_idx)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=dataloader_idx)
-
-
-def _wanted(target: TargetSpec, probes: ProbeSet) -> explain.Target:
-    return probes.labels.tolist() if target == "label" and probes.labels is not None else target
 
 
 def _scalars(results: Sequence[CAMResult]) -> dict[str, float]:

@@ -27,10 +27,11 @@ ALLOWED = {
     "observer": {"explain", "diagnosis", "layers", "targets"} | LEAVES,
     "callback": {"explain", "diagnosis", "observer", "panels", "layers", "methods", "picture", "probes", "alerts", "events"}
     | LEAVES,
-    "cli": {"callback"},
+    "doctor": {"callback", "alerts"} | LEAVES,
+    "cli": {"callback", "doctor"},
 } | {room: LEAVES for room in ROOMS}
 # The only ones that may import these packages at their top.
-LIGHTNING = {"callback", "cli"}
+LIGHTNING = {"callback", "doctor", "cli"}
 PURE = {"methods"}
 
 

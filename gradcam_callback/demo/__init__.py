@@ -1,0 +1,1 @@
+"""The demo on embedded real data, and the example configurations' data, networks and LightningModule."""

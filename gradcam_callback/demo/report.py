@@ -1,0 +1,97 @@
+"""What a run says at its end: where it is, how to open it, what to look at, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
+from torch import Tensor
+
+from gradcam_callback.demo.pointing import PointingGame
+
+PANEL = "gradcam/"  # what the tags of panels begin with
+
+
+def save_last_panels(log_dir: Path) -> list[Path]:
+    """Read the last panel of each layer back from the event file and leave it as `gradcam/{layer}.png` beside it.
+
+    Args:
+        log_dir: The folder of a run, which holds its event file.
+
+    Returns:
+        The files that were written, one a layer; none if the run logged no panel.
+    """
+    events = EventAccumulator(str(log_dir), size_guidance={IMAGES: 1})  # of each tag, the last one
+    events.Reload()
+    written = []
+    for tag in events.Tags()[IMAGES]:
+        if tag.startswith(PANEL):
+            path = log_dir / f"{tag}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(events.Images(tag)[-1].encoded_image_string)
+            written.append(path)
+    return written
+
+
+class RunReport(Callback):
+    """Prints, at the end of `fit`, where the run is, how to open it and what to look at; leaves the last panels as PNG.
+
+    Put it last in `trainer.callbacks`. It needs a `TensorBoardLogger`; without one it says nothing.
+    """
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Print the report. By now every callback has written what it had to write."""
+        logger = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
+        if stage != "fit" or logger is None or not trainer.is_global_zero:
+            return
+        logger.experiment.flush()
+        if trainer.progress_bar_callback is not None:
+            trainer.progress_bar_callback.teardown(trainer, pl_module, stage)  # or it stays on the screen, below
+        log_dir = Path(logger.log_dir)
+        panels = save_last_panels(log_dir)
+        game = next((callback for callback in trainer.callbacks if isinstance(callback, PointingGame)), None)  # type: ignore[attr-defined]
+        parts = [
+            _what_came_of_it(trainer.callback_metrics, game),
+            _where(log_dir, panels),
+            _how_to_look(str(logger.save_dir), game is not None),
+        ]
+        print("\n" + "\n\n".join("\n".join(lines) for lines in parts if lines))
+
+
+def _what_came_of_it(metrics: Mapping[str, Tensor], game: PointingGame | None) -> list[str]:
+    lines = []
+    if "val/accuracy" in metrics:
+        lines.append(f"Accuracy in validation  {metrics['val/accuracy'].item():7.1%}")
+    if game is not None and game.scores:
+        first, last = game.scores[0], game.scores[-1]
+        lines += [
+            "                         before    after  by chance",
+            f"Peak on the digit       {first.pointing_game:7.1%}  {last.pointing_game:7.1%}    {game.chance:7.1%}",
+            f"Energy on the digit     {first.energy_inside:7.1%}  {last.energy_inside:7.1%}    {game.chance:7.1%}",
+        ]
+    return lines
+
+
+def _where(log_dir: Path, panels: Sequence[Path]) -> list[str]:
+    return [f"The run         {log_dir}", *(f"The last panel  {panel}" for panel in panels)]
+
+
+def _how_to_look(save_dir: str, demo: bool) -> list[str]:
+    tags = [
+        ("Images", "gradcam/*", "where the network looks; its slider goes from epoch to epoch"),
+        ("Scalars", "gradcam/null_gradients", "maps without a usable gradient; 0 is good"),
+        ("Scalars", "gradcam/gradient_norm/*", "how strongly the layer moves the score"),
+        ("Scalars", "gradcam/seconds", "how long the training waited for the maps"),
+        ("Text", "gradcam/alerts", "what went wrong with a gradient; not there if nothing did"),
+    ]
+    if demo:
+        tags.append(("Scalars", "demo/pointing_game", "share of maps whose peak lies on the digit"))
+        tags.append(("Scalars", "demo/energy_inside", "share of map energy that lies on the digit"))
+    return [
+        "To look at every epoch:",
+        f"  tensorboard --logdir {save_dir} --samples_per_plugin images=1000",
+        *(f"    {tab:7}  {tag:23}  {meaning}" for tab, tag, meaning in tags),
+    ]

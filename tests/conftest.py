@@ -1,0 +1,161 @@
+"""A real Trainer on small data, and what it leaves behind, read back from the disk."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from models import Classifier, loader
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util import tensor_util
+
+from gradcam_callback import GradCAMCallback
+
+
+@dataclass(frozen=True)
+class Events:
+    """What the event files of one folder hold, by tag: step and value, in the order of writing."""
+
+    images: dict[str, list[tuple[int, bytes]]]
+    scalars: dict[str, list[tuple[int, float]]]
+    texts: dict[str, list[tuple[int, str]]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Events:
+        accumulator = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
+        accumulator.Reload()
+        tags = accumulator.Tags()
+        return cls(
+            {tag: [(e.step, e.encoded_image_string) for e in accumulator.Images(tag)] for tag in tags["images"]},
+            {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in tags["scalars"]},
+            {tag: [(e.step, _text(e.tensor_proto)) for e in accumulator.Tensors(tag)] for tag in tags["tensors"]},
+        )
+
+    def steps(self, tag: str) -> list[int]:
+        """The steps of a tag, whatever its kind; none where there is no such tag."""
+        for kind in (self.images, self.scalars, self.texts):
+            if tag in kind:
+                return [step for step, _ in kind[tag]]
+        return []
+
+    def values(self, tag: str) -> list[float]:
+        return [value for _, value in self.scalars[tag]]
+
+    def pixels(self, tag: str, position: int = -1) -> np.ndarray:
+        return np.array(Image.open(io.BytesIO(self.images[tag][position][1])))
+
+    def ours(self) -> set[str]:
+        return {tag for kind in (self.images, self.scalars, self.texts) for tag in kind if tag.startswith("gradcam/")}
+
+
+def _text(tensor: Any) -> str:
+    return "\n".join(line.decode() for line in tensor_util.make_ndarray(tensor).ravel())
+
+
+@dataclass
+class Run:
+    """One Trainer with one callback, in a folder of its own."""
+
+    folder: Path
+    trainer: Trainer
+    callback: GradCAMCallback
+    module: LightningModule
+    warnings: list[warnings.WarningMessage] = field(default_factory=list)
+
+    def fit(self, train: Any = 24, val: Any = 12, **settings: Any) -> Run:
+        """Train; an int stands for so many samples, anything else is handed on."""
+        train, val = (loader(data) if isinstance(data, int) else data for data in (train, val))
+        return self._do(lambda: self.trainer.fit(self.module, train, val, **settings))
+
+    def validate(self, data: Any = 12, **settings: Any) -> Run:
+        data = loader(data) if isinstance(data, int) else data
+        return self._do(lambda: self.trainer.validate(self.module, data, verbose=False, **settings))
+
+    def test(self, data: Any = 12, **settings: Any) -> Run:
+        data = loader(data) if isinstance(data, int) else data
+        return self._do(lambda: self.trainer.test(self.module, data, verbose=False, **settings))
+
+    def _do(self, job: Callable[[], Any]) -> Run:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                job()
+            finally:
+                self.warnings += caught
+        return self
+
+    @property
+    def events(self) -> Events:
+        return Events.read(self.folder)
+
+    @property
+    def alerts_file(self) -> list[dict[str, Any]]:
+        """The lines of alerts.jsonl; none where there is no such file."""
+        path = self.folder / "gradcam" / "alerts.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    @property
+    def alerts(self) -> list[tuple[str, str, str, int]]:
+        """Status, subject, cause and epoch of each alert."""
+        return [(str(a.status), a.finding.subject, str(a.cause), a.epoch) for a in self.callback.alerts]
+
+    def our_warnings(self) -> list[str]:
+        """Those that speak of Grad-CAM, gradients or probes, and not of Lightning's business."""
+        words = ("grad", "probe", "panel", "alert")
+        return [text for w in self.warnings if any(word in (text := str(w.message)).lower() for word in words)]
+
+
+def make_run(
+    folder: Path, callback: GradCAMCallback | None = None, module: LightningModule | None = None, **settings: Any
+) -> Run:
+    callback = GradCAMCallback(probes=4) if callback is None else callback
+    logger = TensorBoardLogger(folder, name="", version="")
+    options: dict[str, Any] = {
+        "default_root_dir": folder,
+        "logger": logger,
+        "max_epochs": 3,
+        "accelerator": "cpu",
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    callbacks = [callback, *settings.pop("callbacks", [])]
+    trainer = Trainer(callbacks=callbacks, **(options | settings))
+    return Run(folder, trainer, callback, Classifier() if module is None else module)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Run]:
+    """Makes a Run in the test's folder: `run(callback, module, **settings of the Trainer)`."""
+
+    def make(*args: Any, folder: str = "", **settings: Any) -> Run:
+        return make_run(tmp_path / folder, *args, **settings)
+
+    return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tensors this small are slower on several threads."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_left() -> Iterator[None]:
+    """Whatever a test did, and however it ended, no writer lives on."""
+    yield
+    assert "gradcam-writer" not in {thread.name for thread in threading.enumerate()}

@@ -1,0 +1,263 @@
+"""From results to panels: what stands where, in which words, in which colours."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_run
+from models import CLASSES, Faulty, Spots, detached
+from torch import Tensor
+
+from gradcam_callback import Cause, GradCAMCallback, TensorProbes, picture
+from gradcam_callback.panels import Look, class_name, draw
+from gradcam_callback.records import CAMResult, GradientState, LayerHealth, Panel, ProbeSet
+
+OK, NONE, ZERO, NON_FINITE = GradientState.OK, GradientState.NONE, GradientState.ZERO, GradientState.NON_FINITE
+LOOK = Look("turbo", 0.5, shared_scale=False, class_names=CLASSES, mean=None, std=None)
+LAYER = "layer"
+HATCHES = [(205, 210, 216), (230, 233, 237)]
+
+
+def probe_set(count: int = 2, labels: bool = True) -> ProbeSet:
+    images = torch.stack([Spots()[index][0] for index in range(count)])
+    known = torch.arange(count) % 3 if labels else None
+    names = tuple(f"#{index}" for index in range(count))
+    return ProbeSet(images, known, names, tuple(range(count)), CLASSES, None, None, "f")
+
+
+def verdict(*states: GradientState, cause: Cause | None = None, empty: tuple[int, ...] = ()) -> LayerHealth:
+    flags = tuple(index in empty for index in range(len(states)))
+    return LayerHealth(torch.ones(len(states)), states, flags, cause)
+
+
+def cam_result(
+    health: LayerHealth, maps: Tensor | None = None, targets: tuple[int, ...] = (), **more: Any
+) -> CAMResult:
+    """Probe `i` is predicted to be of class 0 with 0.7; class 1 has 0.2, class 2 has 0.1."""
+    count = len(health.state)
+    if maps is None:
+        maps = torch.rand(count, 4, 4, generator=torch.Generator().manual_seed(0))
+        maps[[state is not OK for state in health.state]] = math.nan
+    probabilities = torch.tensor([[0.7, 0.2, 0.1]]).repeat(count, 1)
+    zeros = torch.zeros(count, dtype=torch.long)
+    chosen = torch.tensor(targets) if targets else zeros
+    basic = CAMResult({LAYER: maps}, chosen, zeros.float(), zeros, probabilities, {LAYER: health}, (16, 16))
+    return replace(basic, **more)
+
+
+def panel_of(results: list[CAMResult], titles: list[str], probes: ProbeSet | None = None, look: Look = LOOK) -> Panel:
+    panel = draw(probe_set(len(results[0].targets)) if probes is None else probes, results, titles, look, "gradcam")
+    return panel[LAYER]
+
+
+# Words
+
+
+def test_the_title_names_layer_and_heading() -> None:
+    title = panel_of([cam_result(verdict(OK, OK))], ["predicted"]).title
+
+    assert title.startswith(LAYER)
+    assert title.endswith("gradcam")
+
+
+def test_the_layer_stands_on_a_line_of_its_own() -> None:
+    """The first line is large and bold; method, epoch and step belong in the small one beneath."""
+    assert panel_of([cam_result(verdict(OK, OK))], ["predicted"]).title == f"{LAYER}\ngradcam"
+
+
+def test_input_captions_name_probe_label_and_prediction() -> None:
+    panel = panel_of([cam_result(verdict(OK, OK))], ["predicted"])
+
+    assert panel.captions == ("#0\nlabel: ant\npredicted: ant 0.70", "#1\nlabel: bee\npredicted: ant 0.70")
+    assert panel.correct == (True, False)
+
+
+def test_without_labels_nothing_is_right_or_wrong() -> None:
+    panel = panel_of([cam_result(verdict(OK, OK))], ["predicted"], probe_set(labels=False))
+
+    assert panel.captions[0] == "#0\npredicted: ant 0.70"
+    assert panel.correct == (None, None)
+
+
+def test_a_column_names_its_class_and_that_ones_probability() -> None:
+    panel = panel_of([cam_result(verdict(OK, OK)), cam_result(verdict(OK, OK), targets=(1, 2))], ["predicted", "label"])
+
+    assert [column.title for column in panel.columns] == ["predicted", "label"]
+    assert panel.columns[0].captions == ("ant 0.70", "ant 0.70")
+    assert panel.columns[1].captions == ("bee 0.20", "cat 0.10")
+
+
+def test_an_empty_map_is_said_and_is_no_null() -> None:
+    maps = torch.zeros(2, 4, 4)
+    panel = panel_of([cam_result(verdict(OK, OK, empty=(1,)), maps)], ["predicted"])
+
+    assert "empty" not in panel.columns[0].captions[0]
+    assert "every channel speaks against it" in panel.columns[0].captions[1]
+    assert panel.columns[0].verdicts == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("state", "cause", "text"),
+    [
+        (NONE, None, "no gradient"),
+        (ZERO, None, "zero gradient"),
+        (NON_FINITE, None, "gradient not finite"),
+        (NONE, Cause.LAYER_NOT_CALLED, "no gradient\nlayer_not_called"),
+        (NONE, Cause.UNSUPPORTED_OUTPUT, "no gradient\nunsupported_output"),
+    ],
+)
+def test_a_null_says_what_it_is_in_place_of_a_map(state: GradientState, cause: Cause | None, text: str) -> None:
+    panel = panel_of([cam_result(verdict(OK, state, cause=cause))], ["predicted"])
+
+    assert panel.columns[0].verdicts == (None, text)
+
+
+def test_a_score_that_is_not_a_number_is_no_prediction() -> None:
+    """Of NaN logits argmax says class 0; that is nothing that the model predicted."""
+    result = cam_result(verdict(OK, NON_FINITE))
+    result.probabilities[1] = math.nan
+    panel = panel_of([result], ["predicted"])
+
+    assert "ant" not in panel.captions[1].split("\n")[-1]
+    assert "nan" not in panel.columns[0].captions[1]
+
+
+def test_class_names() -> None:
+    assert class_name(1, CLASSES) == "bee"
+    assert class_name(3, CLASSES) == "3"
+    assert class_name(1, None) == "1"
+    assert class_name(-1, CLASSES) == "-1"
+
+
+def test_without_class_names_the_index_is_shown() -> None:
+    panel = panel_of([cam_result(verdict(OK, OK))], ["predicted"], look=replace(LOOK, class_names=None))
+
+    assert panel.captions[1] == "#1\nlabel: 1\npredicted: 0 0.70"
+
+
+# Pictures
+
+
+def test_the_tiles_are_the_enlarged_images() -> None:
+    probes = probe_set()
+    panel = panel_of([cam_result(verdict(OK, OK))], ["predicted"], probes)
+
+    th, tw = picture.tile_size(16, 16)
+    assert panel.inputs.shape == (2, th, tw, 3)
+    assert panel.inputs.dtype == torch.uint8
+    shown = picture.displayable(probes.images)  # a pixel becomes a square
+    expected = shown.repeat_interleave(th // 16, 2).repeat_interleave(tw // 16, 3)
+    assert (panel.inputs.permute(0, 3, 1, 2) - (expected * 255)).abs().max() <= 0.5
+
+
+def test_normalisation_is_undone() -> None:
+    probes = probe_set()
+    mean, std = (0.2, 0.3, 0.4), (0.5, 0.6, 0.7)
+    plain = panel_of([cam_result(verdict(OK, OK))], ["predicted"], replace(probes, images=probes.images.clamp(0, 1)))
+    scaled = (probes.images.clamp(0, 1) - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    look = replace(LOOK, mean=mean, std=std)
+    undone = panel_of([cam_result(verdict(OK, OK))], ["predicted"], replace(probes, images=scaled), look)
+
+    assert (plain.inputs.int() - undone.inputs.int()).abs().max() <= 1
+
+
+def test_an_overlay_at_full_opacity_is_the_coloured_map() -> None:
+    maps = torch.zeros(2, 4, 4)
+    maps[0, 0, 0] = 1.0
+    maps[1] = 5.0
+    panel = panel_of([cam_result(verdict(OK, OK), maps)], ["predicted"], look=replace(LOOK, opacity=1.0))
+
+    table = picture.colormap_table("turbo")
+    first, second = panel.columns[0].overlays
+    assert (first[0, 0] == table[255]).all()
+    assert (first[-1, -1] == table[0]).all()
+    assert (second == table[255]).all()
+    assert panel.columns[0].peaks.tolist() == [1.0, 5.0]
+
+
+def test_one_scale_for_all_keeps_the_order_of_the_maps() -> None:
+    maps = torch.stack([torch.full((4, 4), 1.0), torch.full((4, 4), 4.0)])
+    look = replace(LOOK, opacity=1.0, shared_scale=True)
+    panel = panel_of([cam_result(verdict(OK, OK), maps)], ["predicted"], look=look)
+
+    table = picture.colormap_table("turbo")
+    first, second = panel.columns[0].overlays
+    assert (first == table[round(255 / 4)]).all()
+    assert (second == table[255]).all()
+    assert panel.shared_scale
+
+
+def test_a_null_does_not_touch_the_scale_of_the_others() -> None:
+    look = replace(LOOK, shared_scale=True)
+    panel = panel_of([cam_result(verdict(OK, NONE))], ["predicted"], look=look)
+
+    assert panel.columns[0].peaks.isfinite().tolist() == [True, False]
+
+
+def test_layers_of_different_sizes_make_panels_of_one_size_with_their_own_maps() -> None:
+    small, large = torch.full((2, 2, 2), 1.0), torch.full((2, 9, 7), 3.0)
+    result = cam_result(verdict(OK, OK))
+    both = replace(result, cams={"a": small, "b": large}, health={"a": verdict(OK, OK), "b": verdict(OK, NONE)})
+    other = replace(both, cams={"a": 2 * small, "b": 2 * large})
+    panels = draw(probe_set(), [both, other], ["predicted", "ant"], LOOK, "gradcam")
+
+    assert list(panels) == ["a", "b"]
+    assert panels["a"].inputs.equal(panels["b"].inputs)
+    assert [column.peaks.tolist() for column in panels["a"].columns] == [[1.0, 1.0], [2.0, 2.0]]
+    assert [column.peaks.tolist() for column in panels["b"].columns] == [[3.0, 3.0], [6.0, 6.0]]
+    assert panels["a"].columns[0].verdicts == (None, None)
+    assert panels["b"].columns[0].verdicts == (None, "no gradient")
+
+
+def test_a_panel_can_be_composed() -> None:
+    panel = panel_of([cam_result(verdict(OK, NONE))], ["predicted"])
+
+    pixels = picture.compose(panel)
+    assert pixels.ndim == 3
+    assert any((pixels == colour).all(-1).sum() > 1000 for colour in HATCHES)
+
+
+# In the event file
+
+
+def hatched(pixels: Any) -> int:
+    return sum(int((pixels == colour).all(-1).sum()) for colour in HATCHES)
+
+
+def test_null_tiles_are_hatched_in_the_event_file(tmp_path: Path) -> None:
+    def area(folder: str, *args: Any) -> int:
+        callback = GradCAMCallback(target_layers="model.stage", probes=4)
+        look = make_run(tmp_path / folder, callback, *args, max_epochs=1).fit()
+        return hatched(look.events.pixels("gradcam/model.stage"))
+
+    assert area("healthy") == 0
+    one, every = area("one", Faulty([[1]])), area("every", detached())
+    assert one > 10_000
+    assert every == pytest.approx(4 * one, rel=0.1)
+
+
+def test_panels_of_one_run_have_one_size(tmp_path: Path) -> None:
+    """TensorBoard's slider jumps otherwise: a null here and there must not move the rest."""
+    callback = GradCAMCallback(target_layers="model.stage", probes=4)
+    events = make_run(tmp_path, callback, Faulty([[], [0], [0, 1, 2, 3]])).fit().events
+
+    assert len({events.pixels("gradcam/model.stage", position).shape for position in range(3)}) == 1
+
+
+def test_file_names_reach_the_caption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Panel] = []
+    compose = picture.compose
+    monkeypatch.setattr(picture, "compose", lambda panel: (drawn.append(panel), compose(panel))[1])
+    images = torch.stack([Spots()[index][0] for index in range(2)])
+    probes = TensorProbes(images, names=["IMG_1.jpg", "IMG_2.jpg"])
+    make_run(tmp_path, GradCAMCallback(target_layers="model.stage", probes=probes), max_epochs=1).fit()
+
+    assert [caption.split("\n")[0] for caption in drawn[0].captions] == ["IMG_1.jpg", "IMG_2.jpg"]
+    assert drawn[0].title.startswith("model.stage")
+    for word in ("gradcam", "epoch 0", "step 3"):
+        assert word in drawn[0].title
