@@ -6,6 +6,7 @@ import linecache
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
+from types import MappingProxyType
 from typing import Any
 
 from gradcam_callback.causes import Cause, Trouble, meaning, remedy
@@ -246,7 +247,9 @@ _STATE_CAUSES = {GradientState.NON_FINITE: Cause.NON_FINITE, GradientState.ZERO:
 
 
 def find_nulls(
-    results: Sequence[CAMResult], targets: Sequence[str], diagnoses: Mapping[str, Diagnosis]
+    results: Sequence[CAMResult],
+    targets: Sequence[str],
+    diagnoses: Mapping[str, Diagnosis] = MappingProxyType({}),
 ) -> list[Finding]:
     """What is wrong with the gradients of one validation: at most one finding a layer.
 
@@ -256,7 +259,7 @@ def find_nulls(
         diagnoses: Layer to the reason, where it was found.
     """
     findings = []
-    for layer in results[0].health:
+    for layer in results[0].health if results else ():
         verdicts = [result.health[layer] for result in results]
         concerned = [title for title, verdict in zip(targets, verdicts, strict=True) if verdict.null_probes]
         if layer in diagnoses:
@@ -270,8 +273,7 @@ def find_nulls(
 def _undiagnosed(layer: str, verdict: LayerHealth, targets: Sequence[str]) -> Finding:
     state = next(state for state in _STATES if state in verdict.state)
     cause = verdict.cause or _STATE_CAUSES.get(state)
-    probes = ", ".join(map(str, verdict.null_probes))
-    message = f"At {layer!r} {_STATES[state]} for the probes {probes}: {meaning(cause)}."
+    message = f"At {layer!r} {_STATES[state]} for {verdict.nulls_in_words}: {verdict.detail or meaning(cause)}."
     return Finding(layer, cause, verdict.null_probes, tuple(targets), message, remedy(cause))
 
 

@@ -6,34 +6,47 @@ runs under a seed of its own, and every random generator within reach is put bac
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import random
 import re
 from abc import ABC, abstractmethod
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
-from types import ModuleType
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import (
-    ConcatDataset,
     DataLoader,
     Dataset,
-    IterableDataset,
-    Subset,
-    SubsetRandomSampler,
-    default_collate,
 )
 
-from gradcam_callback.records import ProbeSet
+from gradcam_callback.datasets import (
+    all_transforms,
+    find_class_names,
+    find_statistics,
+    first_dataset,
+    image_transforms,
+    known_labels,
+)
+from gradcam_callback.generators import sealed
+from gradcam_callback.loaders import (
+    as_images,
+    class_indices,
+    find_entry,
+    is_addressable,
+    join_images,
+    kind_of,
+    read_batches,
+    sample_pool,
+    shortfall,
+)
+from gradcam_callback.records import BadInputError, ProbeSet
 
 Transfer = Callable[[Any, int], Any]
 """`(batch, dataloader_idx)` to the batch as the model gets it: what Lightning's batch-transfer hooks make of it."""
@@ -105,7 +118,7 @@ class ValidationProbes(ProbeSource):
         label_key: int | str = _LABEL_KEY,
     ) -> None:
         if indices is not None and (n, per_class, seed) != (None, None, None):
-            raise ValueError(
+            raise BadInputError(
                 "ValidationProbes: `indices` already says which samples to take. "
                 f"Leave out n, per_class and seed, got n={n!r}, per_class={per_class!r}, seed={seed!r}."
             )
@@ -115,7 +128,7 @@ class ValidationProbes(ProbeSource):
         self.dataloader_idx = _whole("dataloader_idx", dataloader_idx, at_least=0)
         self.seed = None if seed is None else _whole("seed", seed, at_least=0)
         if self.seed is not None and self.seed >= 2**32:
-            raise ValueError(f"seed: NumPy takes seeds from 0 to 2**32 - 1, got {seed!r}.")
+            raise BadInputError(f"seed: NumPy takes seeds from 0 to 2**32 - 1, got {seed!r}.")
         self.image_key = _key("image_key", image_key)
         self.label_key = _key("label_key", label_key)
 
@@ -125,23 +138,23 @@ class ValidationProbes(ProbeSource):
         """Take the samples; see `ProbeSource.capture`."""
         loader = self._loader(loaders)
         seed = self.seed or 0
-        if not _is_addressable(loader):
-            with _sealed(seed, loader):
+        if not is_addressable(loader):
+            with sealed(seed, loader):
                 return self._read_stream(loader, transfer)
-        with _sealed(seed, loader):
+        with sealed(seed, loader):
             chosen, notices = self._chosen(loader, indices)
         # Choosing may load samples, and on resume it does not: a fresh seal lets random transforms draw the same again.
-        with _sealed(seed, loader):
+        with sealed(seed, loader):
             return self._read_samples(loader, transfer, chosen, notices)
 
     def _loader(self, loaders: Sequence[Any]) -> Any:
         if not loaders:
-            raise ValueError(
+            raise BadInputError(
                 "ValidationProbes: there is no validation loader to take probes from. "
                 "Give the trainer a val_dataloader, or use ImageProbes or TensorProbes."
             )
         if self.dataloader_idx >= len(loaders):
-            raise ValueError(
+            raise BadInputError(
                 f"dataloader_idx={self.dataloader_idx}: there is no such validation loader; "
                 f"there are {len(loaders)}, counted from 0."
             )
@@ -153,11 +166,13 @@ class ValidationProbes(ProbeSource):
         if chosen is None:
             chosen, notices = self._choose(loader)
         if not chosen:
-            raise ValueError(f"The data set of validation loader {self.dataloader_idx} is empty: there are no probes.")
+            raise BadInputError(
+                f"The data set of validation loader {self.dataloader_idx} is empty: there are no probes."
+            )
         length = len(loader.dataset)  # type: ignore[arg-type]
         outside = [index for index in chosen if index >= length]
         if outside:
-            raise ValueError(
+            raise BadInputError(
                 f"indices: {outside} not in the data set of validation loader {self.dataloader_idx}, "
                 f"which has {length} samples, counted from 0."
             )
@@ -170,7 +185,7 @@ class ValidationProbes(ProbeSource):
         batch = transfer(loader.collate_fn([dataset[index] for index in chosen]), self.dataloader_idx)
         images, labels, more = self._unpack(batch)
         if len(images) != len(chosen):
-            raise ValueError(
+            raise BadInputError(
                 f"ValidationProbes: {len(chosen)} samples became {len(images)} images on the way through the "
                 "collate_fn and the batch-transfer hooks. Each sample has to give one image."
             )
@@ -179,12 +194,12 @@ class ValidationProbes(ProbeSource):
     def _read_stream(self, loader: Any, transfer: Transfer) -> ProbeSet:
         if self.indices is not None or self.per_class is not None:
             option = "indices" if self.indices is not None else "per_class"
-            raise ValueError(
+            raise BadInputError(
                 f"{option}: validation loader {self.dataloader_idx} can only be read in order (an IterableDataset, or "
                 "ready batches): its samples cannot be chosen. Use n for the first ones, ImageProbes or TensorProbes."
             )
         wanted = self.n or _DEFAULT_COUNT
-        batches, notices = _batches(loader)
+        batches, notices = read_batches(loader)
         images: list[Tensor] = []
         labels: list[Tensor | None] = []
         for batch in batches:
@@ -197,28 +212,28 @@ class ValidationProbes(ProbeSource):
                 break
         count = sum(map(len, images))
         if count == 0:
-            raise ValueError(f"Validation loader {self.dataloader_idx} is empty: there are no probes.")
-        notices += _shortfall(wanted, count)
+            raise BadInputError(f"Validation loader {self.dataloader_idx} is empty: there are no probes.")
+        notices += shortfall(wanted, count)
         known = [some_labels for some_labels in labels if some_labels is not None]
         joined = torch.cat(known) if len(known) == len(labels) else None
         names = [f"#{position}" for position in range(count)]
-        return _probe_set(_join(images), joined, names, getattr(loader, "dataset", None), notices=notices)
+        return _probe_set(join_images(images), joined, names, getattr(loader, "dataset", None), notices=notices)
 
     def _choose(self, loader: DataLoader[Any]) -> tuple[tuple[int, ...], list[str]]:
-        pool = _pool(loader)
+        pool = sample_pool(loader)
         if self.per_class is not None:
             return self._choose_per_class(loader.dataset, pool, self.per_class)
         wanted = self.n or _DEFAULT_COUNT
         count = min(wanted, len(pool))
         chosen = pool[:count] if self.seed is None else sorted(random.Random(self.seed).sample(pool, count))
-        return tuple(chosen), _shortfall(wanted, count)
+        return tuple(chosen), shortfall(wanted, count)
 
     def _choose_per_class(
         self, dataset: Dataset[Any], pool: Sequence[int], per_class: int
     ) -> tuple[tuple[int, ...], list[str]]:
         order = pool if self.seed is None else random.Random(self.seed).sample(pool, len(pool))
-        known = _known_labels(dataset)
-        names = _class_names(dataset) or ()
+        known = known_labels(dataset)
+        names = find_class_names(dataset) or ()
         found: dict[int, list[int]] = {label: [] for label in range(len(names))}
         incomplete = set(found)
         loaded = 0
@@ -247,30 +262,30 @@ class ValidationProbes(ProbeSource):
 
     def _load_label(self, dataset: Dataset[Any], index: int) -> int:
         entry, _ = self._label_entry(dataset[index])
-        labels = _class_indices([entry], 1)
+        labels = class_indices([entry], 1)
         if labels is None:
-            raise ValueError(
-                f"per_class: sample {index} has no class index for a label (got {_kind(entry)}). Use n or indices; "
+            raise BadInputError(
+                f"per_class: sample {index} has no class index for a label (got {kind_of(entry)}). Use n or indices; "
                 f"or say with label_key where the label is, now {self.label_key!r}."
             )
         return int(labels)
 
     def _unpack(self, batch: Any) -> tuple[Tensor, Tensor | None, list[str]]:
         """Split a batch into images `(N, C, H, W)`, labels `(N,)` or None, and what to tell the user about them."""
-        images = _as_images(self._image_entry(batch))
+        images = as_images(self._image_entry(batch))
         entry, notices = self._label_entry(batch)
-        labels = _class_indices(entry, len(images))
+        labels = class_indices(entry, len(images))
         if labels is None and entry is not None:
-            notices.append(f"The labels are no class indices ({_kind(entry)}), so the probes have none.")
+            notices.append(f"The labels are no class indices ({kind_of(entry)}), so the probes have none.")
         return images, labels, notices
 
     def _image_entry(self, batch: Any) -> Any:
         if isinstance(batch, Tensor):
             return batch
         try:
-            return _entry(batch, self.image_key, position=0 if self.image_key == _IMAGE_KEY else None)
+            return find_entry(batch, self.image_key, position=0 if self.image_key == _IMAGE_KEY else None)
         except LookupError as error:
-            raise ValueError(
+            raise BadInputError(
                 f"image_key={self.image_key!r} is not in the batch: {error.args[0]}. "
                 "Say with image_key where the images are."
             ) from None
@@ -279,11 +294,11 @@ class ValidationProbes(ProbeSource):
         if isinstance(batch, Tensor):
             return None, []
         try:
-            return _entry(batch, self.label_key, position=1 if self.label_key == _LABEL_KEY else None), []
+            return find_entry(batch, self.label_key, position=1 if self.label_key == _LABEL_KEY else None), []
         except LookupError as error:
             where = f"label_key={self.label_key!r} is not in the batch: {error.args[0]}."
             if self.label_key != _LABEL_KEY:
-                raise ValueError(f"{where} Say with label_key where the labels are.") from None
+                raise BadInputError(f"{where} Say with label_key where the labels are.") from None
             # Nobody asked for this key, so data without labels is fine; but they may hide under another name.
             return None, [f"{where} The probes have no labels; if there are some, say where with label_key."]
 
@@ -307,7 +322,7 @@ class ImageProbes(ProbeSource):
     ) -> None:
         given = [files] if isinstance(files, (str, Path)) else list(files)
         if transform is not None and not callable(transform):
-            raise TypeError(f"transform: expected a function from a PIL image to a tensor, got {_kind(transform)}.")
+            raise TypeError(f"transform: expected a function from a PIL image to a tensor, got {kind_of(transform)}.")
         self.files = tuple(str(file) for file in given)
         self.transform = transform
         paths = self._paths()
@@ -320,8 +335,8 @@ class ImageProbes(ProbeSource):
         self, loaders: Sequence[DataLoader[Any]], transfer: Transfer, indices: Sequence[int] | None = None
     ) -> ProbeSet:
         """Read the files; see `ProbeSource.capture`. `transfer` is not applied: the images stay on the CPU."""
-        dataset = _first_dataset(loaders)
-        transforms = [self.transform] if self.transform is not None else _image_transforms(dataset)
+        dataset = first_dataset(loaders)
+        transforms = [self.transform] if self.transform is not None else image_transforms(dataset)
         notices = []
         if not transforms:
             notices.append(
@@ -329,7 +344,7 @@ class ImageProbes(ProbeSource):
                 "scaled to 0..1 and not normalised."
             )
         paths = self._paths()
-        with _sealed(0, transforms):
+        with sealed(0, transforms):
             images = [_load(path, transforms or [_unit_range]) for path in paths]
             _check_equal_sizes(paths, images)
             labels = None if self.labels is None else _given_labels(self.labels, len(paths), "files")
@@ -345,12 +360,12 @@ class ImageProbes(ProbeSource):
     def _paths(self) -> list[Path]:
         paths = [found for file in self.files for found in _image_files(Path(file).expanduser())]
         if not paths:
-            raise ValueError(
+            raise BadInputError(
                 "files: the list is empty. Give an image file, a folder of images, or a list of image files."
             )
         twice = [str(path) for path, times in Counter(paths).items() if times > 1]
         if twice:
-            raise ValueError(f"files: given more than once: {', '.join(twice)}.")
+            raise BadInputError(f"files: given more than once: {', '.join(twice)}.")
         return paths
 
 
@@ -367,15 +382,17 @@ class TensorProbes(ProbeSource):
         self, images: Tensor, labels: Tensor | Sequence[int] | None = None, names: Sequence[str] | None = None
     ) -> None:
         if not isinstance(images, Tensor) or images.ndim != 4 or images.numel() == 0:
-            raise ValueError(f"images: expected a tensor (N, C, H, W) with at least one image, got {_kind(images)}.")
+            raise BadInputError(
+                f"images: expected a tensor (N, C, H, W) with at least one image, got {kind_of(images)}."
+            )
         if not images.is_floating_point() and images.dtype != torch.uint8:
-            raise ValueError(f"images: expected floating point or uint8, got {images.dtype}.")
+            raise BadInputError(f"images: expected floating point or uint8, got {images.dtype}.")
         with torch.inference_mode(False):
             self.images = _own(images)
         given = labels.tolist() if isinstance(labels, Tensor) else labels
         self.labels = None if given is None else _given_labels(given, len(images), "images")
         if names is not None and len(names) != len(images):
-            raise ValueError(f"names: there are {len(images)} images and {len(names)} names; give one a name each.")
+            raise BadInputError(f"names: there are {len(images)} images and {len(names)} names; give one a name each.")
         self.names = tuple(f"#{i}" for i in range(len(images))) if names is None else tuple(map(str, names))
 
     def capture(
@@ -386,7 +403,7 @@ class TensorProbes(ProbeSource):
         with torch.inference_mode(False):
             # Bytes have not passed the data set's normalisation.
             transforms = None if self.images.is_floating_point() else ()
-            return _probe_set(self.images, labels, self.names, _first_dataset(loaders), transforms=transforms)
+            return _probe_set(self.images, labels, self.names, first_dataset(loaders), transforms=transforms)
 
     def describe(self) -> str:
         """The configuration as a text, with the fingerprint in place of the pixels."""
@@ -408,7 +425,7 @@ def as_source(probes: int | Sequence[int] | ProbeSource) -> ProbeSource:
     if isinstance(probes, Sequence) and not isinstance(probes, (str, bytes)):
         return ValidationProbes(indices=probes)
     raise TypeError(
-        f"probes: expected a number, a list of indices or a probe source, got {_kind(probes)}. "
+        f"probes: expected a number, a list of indices or a probe source, got {kind_of(probes)}. "
         "For files use ImageProbes(files=...), for a tensor TensorProbes(images=...)."
     )
 
@@ -438,13 +455,13 @@ def _probe_set(
 ) -> ProbeSet:
     """Put a probe set together; `transforms` None takes those of the data set."""
     images = _own(images)
-    mean, std = _statistics(_all_transforms(dataset) if transforms is None else transforms, channels=images.shape[1])
+    mean, std = find_statistics(all_transforms(dataset) if transforms is None else transforms, channels=images.shape[1])
     return ProbeSet(
         images=images,
         labels=labels,
         names=tuple(names),
         indices=indices,
-        class_names=_class_names(dataset),
+        class_names=find_class_names(dataset),
         mean=mean,
         std=std,
         fingerprint=fingerprint(images, labels),
@@ -463,359 +480,36 @@ def _own(images: Tensor) -> Tensor:
 def _whole(option: str, value: Any, at_least: int) -> int:
     # A bool is an int to Python, and `n: true` in YAML is a slip.
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{option}: expected a whole number of at least {at_least}, got {_kind(value)}.")
+        raise TypeError(f"{option}: expected a whole number of at least {at_least}, got {kind_of(value)}.")
     if value < at_least:
-        raise ValueError(f"{option}: expected a whole number of at least {at_least}, got {value}.")
+        raise BadInputError(f"{option}: expected a whole number of at least {at_least}, got {value}.")
     return int(value)
 
 
 def _distinct_indices(option: str, indices: Any) -> tuple[int, ...]:
     if not isinstance(indices, Sequence) or isinstance(indices, (str, bytes)):
-        raise TypeError(f"{option}: expected a list of whole numbers, got {_kind(indices)}.")
+        raise TypeError(f"{option}: expected a list of whole numbers, got {kind_of(indices)}.")
     if not indices:
-        raise ValueError(f"{option}: the list is empty. Give at least one index, counted from 0.")
+        raise BadInputError(f"{option}: the list is empty. Give at least one index, counted from 0.")
     wholes = tuple(_whole(f"{option}[{place}]", index, at_least=0) for place, index in enumerate(indices))
     twice = [index for index, times in Counter(wholes).items() if times > 1]
     if twice:
-        raise ValueError(f"{option}: given more than once: {twice}. Each probe is shown once.")
+        raise BadInputError(f"{option}: given more than once: {twice}. Each probe is shown once.")
     return wholes
 
 
 def _key(option: str, key: Any) -> int | str:
     if isinstance(key, bool) or not isinstance(key, (int, str)):
-        raise TypeError(f"{option}: expected a key, the name of an attribute, or a position, got {_kind(key)}.")
+        raise TypeError(f"{option}: expected a key, the name of an attribute, or a position, got {kind_of(key)}.")
     return key
 
 
 def _given_labels(labels: Any, count: int, of_what: str) -> tuple[int, ...]:
     if not isinstance(labels, Sequence) or isinstance(labels, (str, bytes)):
-        raise TypeError(f"labels: expected a list of class indices, got {_kind(labels)}.")
+        raise TypeError(f"labels: expected a list of class indices, got {kind_of(labels)}.")
     if len(labels) != count:
-        raise ValueError(f"labels: there are {count} {of_what} and {len(labels)} labels; give each one a label.")
+        raise BadInputError(f"labels: there are {count} {of_what} and {len(labels)} labels; give each one a label.")
     return tuple(_whole(f"labels[{place}]", label, at_least=0) for place, label in enumerate(labels))
-
-
-def _kind(value: Any) -> str:
-    """What a value is, for a message: a tensor by its shape, anything small as it is."""
-    if isinstance(value, Tensor):
-        return f"a tensor {tuple(value.shape)} of {value.dtype}"
-    text = repr(value)
-    return f"{text} ({type(value).__name__})" if len(text) <= 60 else f"an object of type {type(value).__name__}"
-
-
-# Generators -----------------------------------------------------------------------------------------------------------
-
-# How far the search for generators goes. Configuration is small; long containers hold data and are not walked through.
-_REACH = 10_000
-_LONGEST_CONTAINER = 256
-
-
-@contextmanager
-def _sealed(seed: int, owner: Any) -> Iterator[None]:
-    """Seed every random generator for the moment and put all of them back on the way out, also when something raises.
-
-    These are the generators of Python, NumPy and torch (CPU, and CUDA where it is in use), and those that `owner`, a
-    loader or transforms, carries along: in its sampler, its data set, its transforms. Nothing made inside needs a
-    gradient or is bound to inference mode.
-    """
-    everywhere = [random, np.random, torch.default_generator, *torch.cuda.default_generators]
-    with ExitStack() as stack, torch.inference_mode(False), torch.no_grad():
-        for generator in [*everywhere, *_generators_within(owner)]:
-            stack.callback(_reseed(generator, seed))
-        yield
-
-
-def _reseed(generator: Any, seed: int) -> Callable[[], None]:
-    """Seed one generator, and return what puts it back."""
-    if isinstance(generator, torch.Generator):
-        torch_state = generator.get_state()
-        generator.manual_seed(seed)
-        return lambda: _restore_torch(generator, torch_state)
-    if isinstance(generator, np.random.Generator):
-        bits: Any = generator.bit_generator
-        bits_state = bits.state
-        bits.state = type(bits)(seed).state
-        return lambda: setattr(bits, "state", bits_state)
-    if generator is np.random or isinstance(generator, np.random.RandomState):
-        legacy_state = generator.get_state(legacy=False)
-        generator.seed(seed)
-        return lambda: generator.set_state(legacy_state)
-    python_state = generator.getstate()
-    generator.seed(seed)
-    return lambda: generator.setstate(python_state)
-
-
-def _restore_torch(generator: torch.Generator, state: Tensor) -> None:
-    generator.set_state(state)
-
-
-def _generators_within(owner: Any) -> Iterator[Any]:
-    """The generators that an object carries in its attributes, the nearest first."""
-    queue, seen = deque([owner]), set[int]()
-    while queue and len(seen) < _REACH:
-        item = queue.popleft()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)):
-            if not isinstance(item, random.SystemRandom):  # has no state to put back
-                yield item
-        elif isinstance(item, (list, tuple, dict)):
-            if len(item) <= _LONGEST_CONTAINER:
-                queue.extend(item.values() if isinstance(item, dict) else item)
-        elif not isinstance(item, (type, ModuleType, Tensor, np.ndarray)):
-            queue.extend(getattr(item, "__dict__", {}).values())
-
-
-# Loaders --------------------------------------------------------------------------------------------------------------
-
-
-def _is_addressable(loader: Any) -> TypeGuard[DataLoader[Any]]:
-    """Whether single samples can be fetched by their index and collated by the loader's own function."""
-    return (
-        isinstance(loader, DataLoader)
-        and not isinstance(loader.dataset, IterableDataset)
-        and loader.batch_sampler is not None
-        and hasattr(loader.dataset, "__len__")
-    )
-
-
-def _pool(loader: DataLoader[Any]) -> Sequence[int]:
-    """The indices that probes may be chosen from.
-
-    Where a SubsetRandomSampler splits one data set for training and validation, these are only the validation part.
-    """
-    if isinstance(loader.sampler, SubsetRandomSampler):
-        return [int(index) for index in loader.sampler.indices]
-    return range(len(loader.dataset))  # type: ignore[arg-type]
-
-
-def _batches(loader: Any) -> tuple[Iterable[Any], list[str]]:
-    """The loader's batches, read beside it: neither its workers nor its position move, as far as that can be had.
-
-    Returns:
-        The batches, and a notice where reading them moves the data set's own position.
-    """
-    if isinstance(loader, DataLoader):
-        dataset, notices = loader.dataset, list[str]()
-        settings: dict[str, Any] = {"collate_fn": loader.collate_fn, "num_workers": 0}
-        if isinstance(dataset, IterableDataset):
-            dataset, notices = _copied(dataset)
-            settings["batch_size"] = loader.batch_size
-        elif loader.batch_sampler is not None:
-            settings["batch_sampler"] = loader.batch_sampler
-        else:
-            settings |= {"batch_size": None, "sampler": loader.sampler}
-        return DataLoader(dataset, **settings), notices
-    if not isinstance(loader, Iterable):
-        raise ValueError(
-            f"The validation loader cannot be iterated over: {_kind(loader)}. Use ImageProbes or TensorProbes."
-        )
-    if isinstance(loader, Iterator):
-        copied, notices = _copied(loader)
-        if notices:
-            raise ValueError(
-                f"The validation loader ({type(loader).__name__}) can be read only once and cannot be copied: the "
-                "validation would miss the probes. Give a loader that starts anew, or use ImageProbes or TensorProbes."
-            )
-        return copied, []
-    return loader, []
-
-
-def _copied(source: Any) -> tuple[Any, list[str]]:
-    try:
-        return copy.deepcopy(source), []
-    except Exception as error:  # open files, locks, generators: whatever the data set holds
-        return source, [
-            f"{type(source).__name__} cannot be copied ({error}), so the probes were read from itself. If it goes on "
-            "where it stopped, the first validation misses them."
-        ]
-
-
-def _shortfall(wanted: int, count: int) -> list[str]:
-    return [f"{wanted} probes were asked for and there are only {count} samples; all are taken."] * (count < wanted)
-
-
-# Batches --------------------------------------------------------------------------------------------------------------
-
-
-def _entry(batch: Any, key: int | str, position: int | None) -> Any:
-    """What a batch or a sample holds under a key, an attribute or a position; by custom, a tuple has it at `position`.
-
-    Raises:
-        LookupError: It is not there; the message says what is.
-    """
-    if isinstance(batch, Mapping):
-        if key in batch:
-            return batch[key]
-        raise LookupError(f"the batch has the keys {', '.join(map(repr, batch))}")
-    is_sequence = isinstance(batch, (tuple, list))
-    if isinstance(key, str) and (key in getattr(batch, "_fields", ()) if is_sequence else hasattr(batch, key)):
-        return getattr(batch, key)
-    if is_sequence:
-        place = key if isinstance(key, int) else position
-        if place is not None and -len(batch) <= place < len(batch):
-            return batch[place]
-        raise LookupError(f"the batch is a {type(batch).__name__} with {len(batch)} entries, found by position from 0")
-    names = ", ".join(map(repr, getattr(batch, "__dict__", ()))) or "none"
-    raise LookupError(f"the batch is of type {type(batch).__name__}, with the attributes {names}")
-
-
-def _as_images(images: Any) -> Tensor:
-    """`(N, C, H, W)` as it is, `(N, H, W)` with a channel; anything else is refused."""
-    if isinstance(images, Tensor) and images.ndim == 4:
-        return images
-    if isinstance(images, Tensor) and images.ndim == 3:
-        return images.unsqueeze(1)
-    raise ValueError(
-        f"The probes have to be images, a tensor (N, C, H, W) or (N, H, W); the batch has {_kind(images)}. "
-        "Say with image_key where the images are, or use TensorProbes."
-    )
-
-
-def _join(images: list[Tensor]) -> Tensor:
-    shapes = {tuple(some.shape[1:]) for some in images}
-    if len(shapes) > 1:
-        raise ValueError(
-            f"The probes come from batches whose images differ in size: {sorted(shapes)} (C, H, W). Resize them in the "
-            "data set's transform, or ask for no more probes than one batch has."
-        )
-    return torch.cat(images)
-
-
-def _class_indices(labels: Any, count: int) -> Tensor | None:
-    """Labels as class indices `(N,)`, int64 on the CPU.
-
-    Whole numbers are indices. Rows of non-negative numbers that sum to 1 are one-hot or soft, and give their largest
-    entry. Floating-point numbers that are all 0 or 1 are the two classes of a single logit.
-
-    Returns:
-        None for anything else: several labels an image, regression targets, boxes, masks, text.
-    """
-    if isinstance(labels, (list, tuple, np.ndarray)):
-        try:
-            labels = default_collate(list(labels))
-        except (TypeError, RuntimeError, ValueError, IndexError):
-            return None
-    if not isinstance(labels, Tensor) or labels.ndim == 0 or len(labels) != count:
-        return None
-    labels = labels.detach().cpu().as_subclass(Tensor)
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels.squeeze(1)
-    if labels.ndim == 2:
-        sums = labels.double().sum(dim=1)
-        one_hot = bool((labels >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
-        return labels.double().argmax(dim=1) if one_hot else None
-    if labels.ndim != 1 or labels.is_complex():
-        return None
-    if labels.is_floating_point() and not bool(((labels == 0) | (labels == 1)).all()):
-        return None
-    return labels.long().clone() if bool((labels >= 0).all()) else None
-
-
-# Data sets ------------------------------------------------------------------------------------------------------------
-
-
-def _first_dataset(loaders: Sequence[Any]) -> Any:
-    return getattr(loaders[0], "dataset", None) if loaders else None
-
-
-def _nested(dataset: Any) -> Iterator[Any]:
-    """A data set and what it wraps, outermost first; of several joined data sets, the first."""
-    seen = set[int]()
-    while dataset is not None and id(dataset) not in seen:
-        seen.add(id(dataset))
-        yield dataset
-        dataset = _wrapped(dataset)
-
-
-def _wrapped(dataset: Any) -> Any:
-    parts = getattr(dataset, "datasets", None)
-    if isinstance(parts, (list, tuple)) and parts:
-        return parts[0]
-    for name in ("dataset", "data"):
-        inner = getattr(dataset, name, None)
-        # `data` is often the pixels themselves, as in MNIST.
-        if hasattr(inner, "__getitem__") and not isinstance(
-            inner, (Tensor, np.ndarray, str, bytes, list, tuple, Mapping)
-        ):
-            return inner
-    return None
-
-
-def _known_labels(dataset: Any) -> list[int] | None:
-    """The class of each sample, read from `targets` or `labels` without loading an image; None where there are none."""
-    if isinstance(dataset, Subset):
-        inner = _known_labels(dataset.dataset)
-        return None if inner is None else [inner[int(index)] for index in dataset.indices]
-    if isinstance(dataset, ConcatDataset):
-        parts = [_known_labels(part) for part in dataset.datasets]
-        known = [part for part in parts if part is not None]
-        return [label for part in known for label in part] if len(known) == len(parts) else None
-    change = getattr(dataset, "target_transform", None)
-    for name in ("targets", "labels"):
-        values = getattr(dataset, name, None)
-        if isinstance(values, (list, tuple, np.ndarray, Tensor)):
-            values = [change(value) for value in values] if callable(change) else values
-            labels = _class_indices(values, len(dataset))
-            return None if labels is None else labels.tolist()
-    return None
-
-
-def _class_names(dataset: Any) -> tuple[str, ...] | None:
-    for part in _nested(dataset):
-        for name in ("classes", "categories"):
-            values = getattr(part, name, None)
-            if isinstance(values, (list, tuple)) and values:
-                # ImageNet gives each class several synonyms; the first one will do.
-                return tuple(str(value[0] if isinstance(value, tuple) and value else value) for value in values)
-    return None
-
-
-def _image_transforms(dataset: Any) -> list[Callable[..., Any]]:
-    """The `transform` of a data set and of what it wraps, in the order in which a sample passes them."""
-    found = [getattr(part, "transform", None) for part in _nested(dataset)]
-    return [transform for transform in reversed(found) if callable(transform)]
-
-
-def _all_transforms(dataset: Any) -> list[Any]:
-    parts = reversed(list(_nested(dataset)))
-    return [getattr(part, name, None) for part in parts for name in ("transform", "transforms")]
-
-
-def _statistics(
-    transforms: Sequence[Any], channels: int
-) -> tuple[tuple[float, ...], tuple[float, ...]] | tuple[None, None]:
-    """The mean and standard deviation that the last normalisation works with, one number a channel."""
-    found = list(_normalisations(transforms))
-    if not found:
-        return None, None
-    mean, std = (numbers * channels if len(numbers) == 1 else numbers for numbers in found[-1])
-    return (mean, std) if len(mean) == channels else (None, None)
-
-
-def _normalisations(transform: Any) -> Iterator[tuple[tuple[float, ...], tuple[float, ...]]]:
-    """Every normalisation inside a transform, in order: known by its `mean` and `std`, whichever library it is from."""
-    mean, std = _numbers(getattr(transform, "mean", None)), _numbers(getattr(transform, "std", None))
-    if mean and len(mean) == len(std):
-        yield mean, std
-    if isinstance(transform, (list, tuple)):
-        children = list(transform)
-    else:
-        children = [getattr(transform, name, None) for name in ("transform", "transforms")]
-        children += transform.children() if isinstance(transform, nn.Module) else []
-    for child in children:
-        if child is not None:
-            yield from _normalisations(child)
-
-
-def _numbers(values: Any) -> tuple[float, ...]:
-    """The numbers in a list, a tuple, an array or a tensor; none of anything else."""
-    if isinstance(values, (Tensor, np.ndarray)):
-        values = values.reshape(-1).tolist()
-    if isinstance(values, (list, tuple)) and all(isinstance(value, (int, float)) for value in values):
-        return tuple(map(float, values))
-    return ()
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
@@ -827,12 +521,12 @@ def _image_files(path: Path) -> list[Path]:
             file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
         ]
         if not inside:
-            raise ValueError(
+            raise BadInputError(
                 f"files: no file in {path} matches. Looked for {', '.join(IMAGE_SUFFIXES)}, not in subfolders."
             )
         return sorted(inside, key=_natural_order)
     if not path.is_file():
-        raise ValueError(f"files: there is no file or folder {path} (seen from {Path.cwd()}).")
+        raise BadInputError(f"files: there is no file or folder {path} (seen from {Path.cwd()}).")
     return [path]
 
 
@@ -848,7 +542,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with Image.open(path) as image:
             yield image
     except Exception as error:  # each format of Pillow's breaks in a way of its own
-        raise ValueError(f"files: {path} is no image that can be read ({type(error).__name__}: {error}).") from error
+        raise BadInputError(f"files: {path} is no image that can be read ({type(error).__name__}: {error}).") from error
 
 
 def _load(path: Path, transforms: Sequence[Callable[..., Any]]) -> Tensor:
@@ -860,7 +554,7 @@ def _load(path: Path, transforms: Sequence[Callable[..., Any]]) -> Tensor:
         for transform in transforms:
             result = transform(result)
     except Exception as error:
-        raise ValueError(
+        raise BadInputError(
             f"transform: it failed on {path} ({type(error).__name__}: {error}). It gets a PIL image in RGB; give "
             "ImageProbes a transform that makes a tensor of it."
         ) from error
@@ -868,7 +562,7 @@ def _load(path: Path, transforms: Sequence[Callable[..., Any]]) -> Tensor:
         return result.unsqueeze(0)
     if isinstance(result, Tensor) and result.ndim == 3:
         return result
-    raise ValueError(f"transform: expected a tensor (C, H, W), got {_kind(result)} for {path}.")
+    raise BadInputError(f"transform: expected a tensor (C, H, W), got {kind_of(result)} for {path}.")
 
 
 def _unit_range(image: Image.Image) -> Tensor:
@@ -878,7 +572,7 @@ def _unit_range(image: Image.Image) -> Tensor:
 def _check_equal_sizes(paths: Sequence[Path], images: Sequence[Tensor]) -> None:
     if len({image.shape for image in images}) > 1:
         sizes = ", ".join(f"{path.name} {tuple(image.shape)}" for path, image in zip(paths, images, strict=True))
-        raise ValueError(
+        raise BadInputError(
             f"files: after the transform the images differ in size (C, H, W): {sizes}. Put a resize to one height and "
             "width into the transform."
         )

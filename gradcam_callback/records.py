@@ -6,7 +6,7 @@ Axes, here and everywhere: `N` probes, `C` image channels, `H W` the image in pi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -58,6 +58,18 @@ class LayerHealth:
     def null_probes(self) -> tuple[int, ...]:
         """The probes without a usable gradient."""
         return tuple(index for index, state in enumerate(self.state) if state is not GradientState.OK)
+
+    @property
+    def nulls_in_words(self) -> str:
+        """Who they are: "all 8 probes", "probe 3 of 8", "probes 1, 2 of 8"."""
+        nulls, total = self.null_probes, len(self.state)
+        return f"all {total} probes" if len(nulls) == total else f"{name_probes(nulls)} of {total}"
+
+
+def name_probes(probes: Sequence[int]) -> str:
+    """Some probes by their positions: "probe 3", "probes 1, 2"; of many, the first eight."""
+    shown = ", ".join(map(str, probes[:8])) + (", ..." if len(probes) > 8 else "")
+    return f"probe {shown}" if len(probes) == 1 else f"probes {shown}"
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,15 @@ PACKAGE = Path(gradcam_callback.__file__).parent
 
 # Who may import whom. A name that is missing here may import the leaves alone.
 LEAVES = {"causes", "records"}
-ROOMS = {"isolation", "layers", "targets", "gradients", "methods", "health", "probes", "picture", "alerts", "events"}
+ROOMS = {"isolation", "layers", "targets", "gradients", "methods", "health", "picture", "alerts", "events"}
 ENGINE = {"isolation", "layers", "targets", "gradients", "methods", "health"}
 ALLOWED = {
     "causes": set(),
     "records": {"causes"},
+    "loaders": LEAVES,
+    "generators": LEAVES,
+    "datasets": {"loaders"} | LEAVES,
+    "probes": {"datasets", "generators", "loaders"} | LEAVES,
     "tracing": LEAVES,
     "wording": LEAVES,
     "evidence": {"tracing"} | LEAVES,
