@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUNS ?= runs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-oldest lint format bench tensorboard clean
+.PHONY: help demo broken test test-all test-oldest lint format bench tensorboard clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -17,6 +17,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 demo: $(VENV)/.ready  ## Train on cluttered MNIST with the callback attached (two minutes)
 	$(BIN)/gradcam-callback fit --config configs/demo.yaml
+
+broken: $(VENV)/.ready  ## Train a network broken on purpose: an alert from start to end
+	$(BIN)/gradcam-callback doctor --config configs/broken.yaml || true
+	$(BIN)/gradcam-callback fit --config configs/broken.yaml
 
 tensorboard: $(VENV)/.ready  ## Look at the runs, every epoch of every panel
 	$(BIN)/tensorboard --logdir $(RUNS) --samples_per_plugin images=1000

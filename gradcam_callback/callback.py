@@ -41,7 +41,8 @@ class GradCAMCallback(Callback):
     """Shows where the model looks: Grad-CAM for the same images after every validation, in TensorBoard.
 
     Training does not notice it: weights, generators, modes and `.grad` stay as they would be without it. A gradient
-    that is None, zero or not finite becomes an alert and a hatched tile, never an ordinary picture.
+    that is None, zero or not finite becomes an alert and a hatched tile, never an ordinary picture. The images, once
+    captured, are at `.probes`.
 
     Args:
         target_layers: Dotted names of modules inside the LightningModule, such as `model.layer4`, one or several; or
@@ -71,7 +72,6 @@ class GradCAMCallback(Callback):
     Attributes:
         alerts: All alerts so far, in order.
         last_result: The maps of the last validation, for the first target; None before there was one.
-        probes: The images, once captured; None before.
 
     Raises:
         ValueError: An option has a value that is not possible; the message says which are.

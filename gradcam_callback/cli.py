@@ -1,4 +1,4 @@
-"""The command `gradcam-callback`: LightningCLI with the subcommands fit, validate and test."""
+"""The command `gradcam-callback`: LightningCLI with the subcommands fit, validate, test and doctor."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ import pkgutil
 import re
 import sys
 import textwrap
+import traceback
 import warnings
 from collections.abc import Iterator
 from difflib import get_close_matches
 from itertools import takewhile
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import docstring_parser
-from jsonargparse import DefaultHelpFormatter
+from jsonargparse import ActionConfigFile, DefaultHelpFormatter  # type: ignore[attr-defined]  # exported all the same
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from gradcam_callback import GradCAMCallback
+from gradcam_callback.doctor import COULD_NOT_RUN, DoctorTrainer
 
 CALLBACK = "gradcam_callback.GradCAMCallback"
 
@@ -30,6 +32,7 @@ Train, validate and test image models, with Grad-CAM heatmaps and gradient-null 
 Start here:
   gradcam-callback fit --config configs/demo.yaml    train the demo, which tells at its end how to look at it
   gradcam-callback fit --help                        every option; those of the callback come last
+  gradcam-callback doctor --config FILE              why is my gradient None? without training; same file as fit
 """
 
 EXAMPLE = f"""\
@@ -47,8 +50,10 @@ the callback:
 """
 
 _CLASS_PROBLEM = "Problem with given class_path"
+# The versions of jsonargparse word it differently.
 _UNKNOWN_OPTION = re.compile(
-    _CLASS_PROBLEM + r" '(?P<path>[^']+)':\s+(?:Option|Key) ['\"](?P<option>[^'\"]+)['\"] is not (?:accepted|expected)"
+    rf"{_CLASS_PROBLEM} '(?P<path>[^']+)':\s+"
+    r"(?:Validation failed: )?(?:Option|Key) '(?P<option>[^']+)' is not (?:accepted|expected)"
 )
 
 
@@ -87,8 +92,8 @@ class GradCAMCLI(LightningCLI):
             LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
+            trainer_class=DoctorTrainer,
             save_config_kwargs={"overwrite": True},  # a second run may use the same folder
-            parser_class=Parser,
             parser_kwargs={
                 "prog": "gradcam-callback",
                 "description": DESCRIPTION,
@@ -100,8 +105,15 @@ class GradCAMCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """LightningCLI's subcommands but `predict`, in which nothing is validated."""
-        return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
+        """LightningCLI's subcommands but `predict`, in which nothing is validated; and the doctor."""
+        known = {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
+        return {**known, "doctor": {"model", "datamodule"}}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Make a parser with the option `--config`, for the command or one of its subcommands."""
+        parser = Parser(**kwargs)
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help="A configuration file, YAML or JSON.")
+        return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse what `main` was given; LightningCLI would warn that it does not come from the command line."""
@@ -160,24 +172,33 @@ def main(args: list[str] | None = None) -> None:
             used.
     """
     _hush_lightning()
-    arguments = sys.argv[1:] if args is None else args
+    # A bare `--json` reads better than the value that jsonargparse asks for.
+    given = sys.argv[1:] if args is None else args
+    arguments = ["--json=true" if argument == "--json" else argument for argument in given]
     try:
         GradCAMCLI(arguments or ["--help"])
     except Exception as error:
         message = _own_message(error)
         if message is None or "JSONARGPARSE_DEBUG" in os.environ:
-            raise
+            if arguments[:1] != ["doctor"]:
+                raise
+            traceback.print_exc()  # its exit status tells a model that could not be run from one without gradients
+            sys.exit(COULD_NOT_RUN)
         print(f"error: {message}\nFor the traceback, set JSONARGPARSE_DEBUG=1.", file=sys.stderr)
         sys.exit(2)
 
 
-def _own_message(error: BaseException | None) -> str | None:
+def _own_message(error: Exception) -> str | None:
     """What this package says about bad input, if that is what ended the run. Any other error needs its traceback."""
-    while error is not None:
-        if isinstance(error, (ValueError, FileNotFoundError)) and _raised_in(error).startswith("gradcam_callback."):
-            return str(error)
-        error = error.__cause__
-    return None
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (ValueError, FileNotFoundError)) and _raised_in(cause).startswith("gradcam_callback."):
+            return str(cause)
+        cause = cause.__cause__
+    # Most versions of jsonargparse keep of the error that a class raised only its text, among those of other types.
+    _, _, tried = str(error).partition("\nErrors:\n")
+    reasons = re.findall(r"^  - ((?!Expected a |Not a valid subclass).*(?:\n    .*)*)", tried, re.MULTILINE)
+    return "\n".join(reasons) or None
 
 
 def _raised_in(error: BaseException) -> str:

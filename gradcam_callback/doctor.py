@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json as json_module
+import math
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -31,14 +32,14 @@ _RESCUES = {
 
 @dataclass(frozen=True)
 class Report:
-    """What the doctor says of one target.
+    """What the doctor says of one layer.
 
     Attributes:
-        target: What it is called, e.g. "predicted".
-        diagnosis: Of one layer.
+        targets: What the targets are called that it is so for, e.g. "predicted".
+        diagnosis: Of the layer, for the first of these targets.
     """
 
-    target: str
+    targets: tuple[str, ...]
     diagnosis: Diagnosis
 
 
@@ -94,9 +95,20 @@ class _Examination(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for patient in self._patients:
-            found = patient.diagnose(trainer, pl_module)
-            self.reports += [Report(target, diagnosis) for target, diagnosis in found]
+            self.reports += gather(patient.diagnose(trainer, pl_module))
         self.done = True
+
+
+def gather(found: Iterable[tuple[str, Diagnosis]]) -> list[Report]:
+    """Say once what is the same for several targets: layer, cause, line and probes."""
+    reports: dict[object, Report] = {}
+    for target, diagnosis in found:
+        same = (diagnosis.layer, diagnosis.cause, diagnosis.location, diagnosis.probes)
+        before = reports.get(same)
+        reports[same] = (
+            Report((target,), diagnosis) if before is None else replace(before, targets=(*before.targets, target))
+        )
+    return list(reports.values())
 
 
 def print_reports(reports: Sequence[Report], *, as_json: bool, console: Console | None = None) -> None:
@@ -113,23 +125,25 @@ def print_reports(reports: Sequence[Report], *, as_json: bool, console: Console 
         return
     for report in reports:
         console.print(render(report))
-    nulls = sum(report.diagnosis.cause is not None for report in reports)
-    verdict = f"{nulls} of {len(reports)} have no usable gradient" if nulls else "every gradient is there"
-    console.print(Text(f"{len(reports)} looked at: {verdict}.", style="bold red" if nulls else "bold green"))
+    nulls = list(dict.fromkeys(report.diagnosis.layer for report in reports if report.diagnosis.cause is not None))
+    verdict = f"Gradients are missing at {', '.join(nulls)}." if nulls else "Every gradient is there."
+    console.print(Text(verdict, style="bold red" if nulls else "bold green"))
 
 
 def as_record(report: Report) -> dict[str, Any]:
     """A report as plain values."""
     record = asdict(report.diagnosis)
     record["bridges"] = sorted(record["bridges"])
-    return {"target": report.target, **record}
+    return {"targets": report.targets, **record}
 
 
 def render(report: Report) -> RenderableType:
     """A report for people: the way of the gradient as a table, the line to blame, and what was rescued."""
     diagnosis = report.diagnosis
     colour = "green" if diagnosis.cause is None else "red"
-    title = f"[bold]{diagnosis.layer}[/] · {report.target} · [bold {colour}]{diagnosis.cause or 'healthy'}[/]"
+    title = (
+        f"[bold]{diagnosis.layer}[/] · {', '.join(report.targets)} · [bold {colour}]{diagnosis.cause or 'healthy'}[/]"
+    )
     return Panel(Group(*_parts(diagnosis)), title=title, title_align="left", border_style=colour, padding=(1, 2))
 
 
@@ -162,18 +176,22 @@ def _way(path: Sequence[PathStep]) -> Table:
     table.add_column("gradient", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_row("", "score", "", "", "", style="dim")
-    for step in reversed(path):
+    for position, step in reversed(list(enumerate(path))):
         norm = "none" if step.gradient_norm is None else f"{step.gradient_norm:.2e}"
-        usable = step.alive and step.gradient_norm is not None and 0 < step.gradient_norm < float("inf")
-        mark = Text("alive", style="green") if usable else Text(_state(step), style="bold red")
+        mark = _mark(step, path[position - 1] if position else None)
         table.add_row(step.module or "(model)", step.operation, " x ".join(map(str, step.shape)), norm, mark)
     return table
 
 
-def _state(step: PathStep) -> str:
-    if not step.alive or step.gradient_norm is None:
-        return "cut"
-    return "zero" if step.gradient_norm == 0 else "not finite"
+def _mark(step: PathStep, before: PathStep | None) -> Text:
+    """How the gradient stands at a step; `before` is the step one nearer to the layer."""
+    if not step.alive:
+        return Text("cut here", style="bold red") if before is None or before.alive else Text("lost", style="red")
+    if step.gradient_norm is None:
+        return Text("not reached", style="red")
+    if step.gradient_norm == 0:
+        return Text("zero", style="bold red")
+    return Text("alive", style="green") if math.isfinite(step.gradient_norm) else Text("not finite", style="bold red")
 
 
 def _code(file: str, line: int, reach: int = 2) -> RenderableType:
