@@ -11,13 +11,14 @@ import pytest
 import torch
 from conftest import Run
 from lightning.pytorch import Callback
-from models import STEPS, Classifier, Faulty, Spots, ZeroHead, detached, loader
+from lightning.pytorch.callbacks import ModelCheckpoint
+from models import STEPS, Classifier, Faulty, Network, Spots, ZeroHead, detached, loader
 from torch import Tensor
 
 from gradcam_callback import Cause, GradCAMCallback, GradientNullError, GradientNullWarning, TensorProbes
 from gradcam_callback.alerts import Alert, AlertBook, Finding, Status, find_nulls
 from gradcam_callback.causes import Trouble, meaning, remedy
-from gradcam_callback.records import CAMResult, GradientState, LayerHealth
+from gradcam_callback.records import CAMResult, Diagnosis, GradientState, LayerHealth, SourceLocation
 
 MakeRun = Callable[..., Run]
 
@@ -134,13 +135,12 @@ def test_a_layer_a_finding_and_only_the_targets_concerned() -> None:
     assert found.targets == ("predicted",)
 
 
-def test_two_states_at_one_layer_are_both_told() -> None:
+def test_of_two_states_at_one_layer_the_worse_names_the_cause_and_none_is_misnamed() -> None:
     [found] = find_nulls([result({LAYER: (ZERO, NON_FINITE, OK)})], ["predicted"])
 
-    assert found.cause is Cause.NON_FINITE  # the worse one
+    assert found.cause is Cause.NON_FINITE
     assert found.probes == (0, 1)
-    assert "the gradient is zero for probe 0 of 3" in found.message
-    assert "not finite for probe 1 of 3" in found.message
+    assert "not finite for probes 0, 1" not in found.message  # that of probe 0 is zero
 
 
 def test_a_cause_that_the_forward_pass_told_is_passed_on() -> None:
@@ -151,6 +151,15 @@ def test_a_cause_that_the_forward_pass_told_is_passed_on() -> None:
     assert found.cause is Cause.LAYER_NOT_CALLED
     assert f"never ran {LAYER!r}." in found.message
     assert ".." not in found.message
+
+
+def test_a_diagnosis_is_what_is_told() -> None:
+    place = SourceLocation("model.py", 12, "forward", "maps = maps.detach()", "model")
+    reason = Diagnosis(LAYER, Cause.DETACHED, place, (1,), (), (), "seen", "do this")
+    [found] = find_nulls([result({LAYER: (OK, NONE)})], ["predicted"], {LAYER: reason})
+
+    assert (found.cause, found.location, found.probes) == (Cause.DETACHED, place, (1,))
+    assert (found.message, found.remedy, found.diagnosis) == ("seen", "do this", reason)
 
 
 # Renderings
@@ -170,17 +179,49 @@ def test_an_alert_as_a_record_is_json() -> None:
         "targets": ["predicted"],
         "message": "m",
         "remedy": "r",
+        "location": None,
     }
+
+
+def test_an_alert_comes_back_from_its_record() -> None:
+    place = SourceLocation("model.py", 12, "forward", "maps = maps.detach()", "model")
+    for found in (finding(location=place), finding("writing", Trouble.WRITING_FAILED, ()), finding(cause=None)):
+        alert = Alert(Status.CHANGED, found, step=12, epoch=3)
+        assert Alert.from_record(json.loads(json.dumps(alert.as_record()))) == alert
+
+
+def test_a_book_goes_on_from_its_state() -> None:
+    book, again = AlertBook(), AlertBook()
+    update(book, finding(), finding("other"))
+    update(book, finding("other"), epoch=1)
+    again.load(json.loads(json.dumps(book.state())))
+
+    assert again.alerts == book.alerts
+    assert update(again, finding("other")) == []
+    assert update(again) == [("cleared", "other", (0,))]
 
 
 def test_an_alert_as_markdown_and_as_text() -> None:
     raised = Alert(Status.RAISED, finding(), step=12, epoch=3)
     cleared = Alert(Status.CLEARED, finding(), step=15, epoch=4)
 
-    assert raised.as_markdown() == f"**raised: zero_gradient** at `{LAYER}`, epoch 3, step 12\n\nm\n\nr"
-    assert cleared.as_markdown() == f"**cleared: zero_gradient** at `{LAYER}`, epoch 4, step 15\n\nNo longer so: m"
+    heading = f"### raised: zero_gradient\n\n`{LAYER}` · epoch 3 · step 12"
+    assert raised.as_markdown().startswith(f"{heading}\n\nm\n\n**What to do.** r\n\n")
+    assert raised.as_markdown().endswith("#zero_gradient`")
+    assert cleared.as_markdown() == (
+        f"### cleared: zero_gradient\n\n`{LAYER}` · epoch 4 · step 15\n\nThis is no longer so: m"
+    )
     assert str(raised) == "m r"
     assert str(cleared) == "Cleared: m"
+
+
+def test_the_line_to_blame_is_shown_among_its_neighbours() -> None:
+    here = SourceLocation(__file__, 3, "forward", "from __future__ import annotations", "model")
+    text = Alert(Status.RAISED, finding(location=here), step=0, epoch=0).as_markdown()
+
+    assert "->    3  from __future__ import annotations" in text
+    assert '      1  """What is wrong is said once' in text
+    assert f"`{__file__}:3` in `forward`, in the module `model`" in text
 
 
 @pytest.mark.parametrize(
@@ -210,9 +251,9 @@ def null_warnings(fit: Run) -> list[str]:
 def test_a_detached_model_raises_one_alert_in_five_epochs(run: MakeRun) -> None:
     fit = run(cb(), detached(), max_epochs=5).fit()
 
-    assert fit.alerts == [("raised", LAYER, "None", 0)]
+    assert fit.alerts == [("raised", LAYER, "detached", 0)]
     [alert] = fit.callback.alerts
-    assert (alert.layer, alert.cause, alert.probes, alert.step) == (LAYER, None, (0, 1, 2, 3), 0)
+    assert (alert.layer, alert.cause, alert.probes, alert.step) == (LAYER, Cause.DETACHED, (0, 1, 2, 3), 0)
     assert null_warnings(fit) == [str(alert)]
     assert fit.alerts_file == [json.loads(json.dumps(alert.as_record()))]
     events = fit.events
@@ -274,7 +315,8 @@ def test_a_layer_that_is_not_called(run: MakeRun) -> None:
     fit = run(cb("model.spare"), max_epochs=2).fit()
 
     assert fit.alerts == [("raised", "model.spare", "layer_not_called", 0)]
-    assert "never ran 'model.spare'" in null_warnings(fit)[0]
+    assert "'model.spare'" in null_warnings(fit)[0]
+    assert "never ran" in null_warnings(fit)[0]
     assert len(fit.events.steps("gradcam/model.spare")) == 2
 
 
@@ -299,7 +341,7 @@ def test_raise_ends_the_run_before_the_first_training_step(run: MakeRun) -> None
 
     assert trained == []
     assert fit.trainer.global_step == 0
-    assert fit.alerts == [("raised", LAYER, "None", 0)]
+    assert fit.alerts == [("raised", LAYER, "detached", 0)]
     assert [line["status"] for line in fit.alerts_file] == ["raised"]
     assert fit.events.steps("gradcam/alerts") == [0]
 
@@ -328,11 +370,19 @@ def test_raise_in_validate(run: MakeRun) -> None:
         run(cb(on_null="raise"), detached()).validate()
 
 
+def test_raise_raises_on_resume(run: MakeRun) -> None:
+    first = run(cb(), detached(), max_epochs=1, folder="first", enable_checkpointing=True).fit()
+    path = str(next(first.folder.rglob("*.ckpt")))
+    second = run(cb(on_null="raise"), detached(), max_epochs=2, folder="second")
+    with pytest.raises(GradientNullError):
+        second.fit(ckpt_path=path, weights_only=False)
+
+
 def test_ignore_is_silent_and_on_record(run: MakeRun) -> None:
     fit = run(cb(on_null="ignore"), detached(), max_epochs=2).fit()
 
     assert fit.our_warnings() == []
-    assert fit.alerts == [("raised", LAYER, "None", 0)]
+    assert fit.alerts == [("raised", LAYER, "detached", 0)]
     assert len(fit.alerts_file) == 1
     assert fit.events.steps("gradcam/alerts") == [0]
 
@@ -347,6 +397,32 @@ def test_the_next_run_is_told_what_is_wrong_in_it(run: MakeRun) -> None:
         assert [line["status"] for line in look.alerts_file] == ["raised"]
         assert len(null_warnings(look)) == 1
         assert look.events.steps("gradcam/alerts") == [0]
+
+
+def test_the_next_run_is_told_its_own_reason(run: MakeRun) -> None:
+    def under_no_grad(maps: Tensor) -> Tensor:
+        with torch.no_grad():
+            return maps * 2
+
+    callback = cb()
+    run(callback, detached(), max_epochs=1, folder="first").fit()
+    run(callback, Classifier(Network(under_no_grad)), max_epochs=1, folder="second").fit()
+
+    assert [alert.cause for alert in callback.alerts if alert.status is Status.RAISED][-1] is Cause.NO_GRAD
+    assert callback.last_result is not None
+    assert callback.last_result.health[LAYER].cause is Cause.NO_GRAD
+
+
+def test_loading_an_older_checkpoint_forgets_no_alert(run: MakeRun) -> None:
+    """`test(ckpt_path="best")` goes back to the weights of an earlier epoch; what was said later was said."""
+    keep_all = ModelCheckpoint(save_top_k=-1)
+    fit = run(cb(), Faulty([[], [1]]), max_epochs=2, enable_checkpointing=True, callbacks=[keep_all]).fit()
+    path = str(min(fit.folder.rglob("*.ckpt")))
+    before = list(fit.callback.alerts)
+    fit.test(ckpt_path=path, weights_only=False)
+
+    assert [alert.status for alert in before] == [Status.RAISED]
+    assert fit.callback.alerts[:1] == before
 
 
 def test_an_alert_of_another_run_is_not_cleared_in_the_next(run: MakeRun) -> None:
@@ -372,7 +448,8 @@ def test_a_model_that_raises_does_not_end_the_training(run: MakeRun) -> None:
     assert fit.trainer.global_step == 3 * STEPS
     assert fit.alerts == [("raised", "forward", "forward_failed", 0)]
     [text] = null_warnings(fit)
-    assert "RuntimeError: the size of tensor a must match" in text
+    assert "RuntimeError" in text
+    assert "the size of tensor a must match" in text
     assert text.endswith(f". {remedy(Cause.FORWARD_FAILED)}")
     assert fit.events.values("gradcam/null_gradients") == [3, 3, 3]
 

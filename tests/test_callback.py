@@ -129,6 +129,24 @@ def test_nothing_is_written_in_the_sanity_check(run: MakeRun) -> None:
     assert fit.events.steps(PANEL) == [STEPS]
 
 
+def test_nothing_happens_in_the_sanity_check_of_a_second_run(run: MakeRun) -> None:
+    """Then the callback has probes already, those of the first run."""
+    first = run(cb(), max_epochs=1, folder="first").fit()
+    result, seen = first.callback.last_result, []
+
+    class AfterSanity(Callback):
+        def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            seen.append((first.callback.last_result is result, list(first.callback.alerts)))
+
+    second = run(
+        first.callback, ZeroHead(), max_epochs=1, folder="second", num_sanity_val_steps=2, callbacks=[AfterSanity()]
+    ).fit()
+
+    assert seen == [(True, [])]
+    assert second.events.steps(PANEL) == [STEPS]
+    assert counts(second) == {1}
+
+
 def test_several_validations_an_epoch(run: MakeRun) -> None:
     fit = run(cb(), max_epochs=2, val_check_interval=1).fit()
 
@@ -895,11 +913,8 @@ def test_a_probe_index_out_of_range_is_refused(run: MakeRun) -> None:
     assert "12 samples" in message
 
 
-def test_an_empty_data_set_is_said_once(run: MakeRun) -> None:
-    fit = run(cb(), max_epochs=1).fit(val=loader(Spots(0)))
-
-    assert fit.trainer.global_step == STEPS
-    assert len(fit.our_warnings()) <= 1
+def test_an_empty_data_set_is_refused(run: MakeRun) -> None:
+    assert "empty" in refused(run(cb()), val=loader(Spots(0)))
 
 
 def test_a_loader_index_out_of_range_is_refused(run: MakeRun) -> None:

@@ -11,7 +11,8 @@ import yaml
 from gradcam_callback import GradCAMCallback
 from gradcam_callback.cli import clarify, describe_callback, main
 
-DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "configs" / "demo.yaml"
 
 
 BRIEFLY = [
@@ -176,12 +177,12 @@ def test_clarify_leaves_other_messages_alone():
     assert clarify("No such file: x.yaml") == "No such file: x.yaml"
 
 
-def test_a_config_that_is_not_there_ends_the_process_without_a_traceback(tmp_path):
+def test_a_config_that_is_not_there_ends_the_process_without_a_traceback():
     process = subprocess.run(
         [sys.executable, "-c", "from gradcam_callback.cli import main; main()", "fit", "--config", "missing.yaml"],
         capture_output=True,
         text=True,
-        cwd=tmp_path,
+        cwd=ROOT,
         check=False,
     )
     assert process.returncode == 2

@@ -391,7 +391,7 @@ def test_a_directory_that_cannot_be_made(run: MakeRun) -> None:
     fit.fit()
 
     assert fit.trainer.global_step == 2 * STEPS
-    assert {cause for _, _, cause, _ in fit.alerts} == {"None", "writing_failed"}
+    assert {cause for _, _, cause, _ in fit.alerts} == {"detached", "writing_failed"}
     assert any("alerts could not be written" in text for text in fit.our_warnings())
 
 

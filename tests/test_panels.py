@@ -117,6 +117,14 @@ def test_a_null_says_what_it_is_in_place_of_a_map(state: GradientState, cause: C
     assert panel.columns[0].verdicts == (None, text)
 
 
+def test_a_bridged_map_is_drawn_and_said() -> None:
+    health = replace(verdict(OK, NONE, cause=Cause.DETACHED), bridged=(False, True))
+    column = panel_of([cam_result(health, torch.rand(2, 4, 4))], ["predicted"]).columns[0]
+
+    assert column.verdicts == (None, None)
+    assert column.captions == ("ant 0.70", "ant 0.70\nbridged: detached")
+
+
 def test_a_score_that_is_not_a_number_is_no_prediction() -> None:
     """Of NaN logits argmax says class 0; that is nothing that the model predicted."""
     result = cam_result(verdict(OK, NON_FINITE))
@@ -199,17 +207,26 @@ def test_a_null_does_not_touch_the_scale_of_the_others() -> None:
     assert panel.columns[0].peaks.isfinite().tolist() == [True, False]
 
 
-def test_layers_of_different_sizes_make_panels_of_one_size_with_their_own_maps() -> None:
-    small, large = torch.full((2, 2, 2), 1.0), torch.full((2, 9, 7), 3.0)
-    result = cam_result(verdict(OK, OK))
-    both = replace(result, cams={"a": small, "b": large}, health={"a": verdict(OK, OK), "b": verdict(OK, NONE)})
-    other = replace(both, cams={"a": 2 * small, "b": 2 * large})
-    panels = draw(probe_set(), [both, other], ["predicted", "ant"], LOOK, "gradcam")
+def test_each_map_stands_in_its_own_layer_and_column() -> None:
+    """Two layers of different sizes, two targets: four maps, each hot in another corner."""
+
+    def hot(size: tuple[int, int], corner: tuple[int, int]) -> Tensor:
+        maps = torch.zeros(2, *size)
+        maps[:, corner[0], corner[1]] = 1.0
+        return maps
+
+    health = {"a": verdict(OK, OK), "b": verdict(OK, NONE)}
+    first = replace(
+        cam_result(verdict(OK, OK)), cams={"a": hot((4, 4), (0, 0)), "b": hot((9, 7), (0, -1))}, health=health
+    )
+    second = replace(first, cams={"a": hot((4, 4), (-1, 0)), "b": hot((9, 7), (-1, -1))})
+    panels = draw(probe_set(), [first, second], ["predicted", "ant"], replace(LOOK, opacity=1.0), "gradcam")
 
     assert list(panels) == ["a", "b"]
     assert panels["a"].inputs.equal(panels["b"].inputs)
-    assert [column.peaks.tolist() for column in panels["a"].columns] == [[1.0, 1.0], [2.0, 2.0]]
-    assert [column.peaks.tolist() for column in panels["b"].columns] == [[3.0, 3.0], [6.0, 6.0]]
+    hottest = picture.colormap_table("turbo")[255]
+    for layer, column, corner in (("a", 0, (0, 0)), ("b", 0, (0, -1)), ("a", 1, (-1, 0)), ("b", 1, (-1, -1))):
+        assert (panels[layer].columns[column].overlays[0][corner] == hottest).all(), (layer, column)
     assert panels["a"].columns[0].verdicts == (None, None)
     assert panels["b"].columns[0].verdicts == (None, "no gradient")
 
@@ -231,7 +248,7 @@ def hatched(pixels: Any) -> int:
 
 def test_null_tiles_are_hatched_in_the_event_file(tmp_path: Path) -> None:
     def area(folder: str, *args: Any) -> int:
-        callback = GradCAMCallback(target_layers="model.stage", probes=4)
+        callback = GradCAMCallback(target_layers="model.stage", probes=4, bridge=False)
         look = make_run(tmp_path / folder, callback, *args, max_epochs=1).fit()
         return hatched(look.events.pixels("gradcam/model.stage"))
 

@@ -1,0 +1,117 @@
+"""The observer: reasons are asked for when the picture of health changes, and maps are drawn across cuts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gradcam_callback import Cause, compute_cam, diagnosis
+from gradcam_callback.observer import Observer
+
+
+class Switchable(nn.Module):
+    """Detaches the first `cut` samples behind `stem`; goes through NumPy behind `stage` where `numpy` says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.stage, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3), nn.Linear(6, 4)
+        self.cut, self.numpy = 0, False
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.stem(images).relu()
+        maps = torch.cat([maps[: self.cut].detach(), maps[self.cut :]])
+        maps = self.stage(maps).relu()
+        if self.numpy:
+            maps = torch.from_numpy(maps.detach().numpy())
+        return self.head(maps.mean((2, 3)))
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(3, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The layers that a diagnosis was asked for, in order."""
+    layers: list[str] = []
+    original = diagnosis.diagnose
+
+    def counted(model: nn.Module, images: Tensor, layer: str, **options: Any) -> Any:
+        layers.append(layer)
+        return original(model, images, layer, **options)
+
+    monkeypatch.setattr(diagnosis, "diagnose", counted)
+    return layers
+
+
+def observer(*layers: str, bridge: bool = True) -> Observer:
+    return Observer(layers or ("stem",), "gradcam", None, bridge)
+
+
+def test_a_healthy_look_asks_for_no_reason(images: Tensor, asked: list[str]) -> None:
+    seen = observer("stem", "stage").look(Switchable(), images, ["predicted"])
+    assert (seen.diagnoses, asked) == ({}, [])
+
+
+def test_reasons_are_asked_for_again_only_when_health_changes(images: Tensor, asked: list[str]) -> None:
+    model, watcher = Switchable(), observer("stem", "stage")
+    for cut, total in ((3, 1), (3, 1), (1, 2), (1, 2), (0, 2), (3, 3)):
+        model.cut = cut
+        watcher.look(model, images, ["predicted", 1])
+        assert asked == ["stem"] * total, f"with {cut} samples cut"
+
+
+def test_the_map_across_a_cut_is_that_of_the_network_without_it(images: Tensor) -> None:
+    model = Switchable()
+    whole = compute_cam(model, images, "stem", target=2).cams["stem"]
+    for cut in (1, 3):
+        model.cut = cut
+        seen = observer().look(model, images, [2])
+        assert seen.diagnoses["stem"].cause is Cause.DETACHED
+        torch.testing.assert_close(seen.results[0].cams["stem"], whole, rtol=1e-5, atol=0)
+        verdict = seen.results[0].health["stem"]
+        assert verdict.bridged == tuple(probe < cut for probe in range(3))
+        assert verdict.null_probes == tuple(range(cut))  # the alert stays
+
+
+def test_without_bridge_a_cut_stays_a_row_of_nan(images: Tensor) -> None:
+    model = Switchable()
+    model.cut = 1
+    [result] = observer(bridge=False).look(model, images, ["predicted"]).results
+    assert result.cams["stem"].isnan().all((1, 2)).tolist() == [True, False, False]
+    assert result.health["stem"].bridged == ()
+    assert result.health["stem"].cause is Cause.DETACHED
+
+
+def test_what_left_torch_is_not_drawn(images: Tensor) -> None:
+    model = Switchable()
+    model.numpy = True
+    seen = observer().look(model, images, ["predicted"])
+    assert seen.diagnoses["stem"].cause is Cause.LEFT_TORCH
+    assert seen.results[0].cams["stem"].isnan().all()
+
+
+def test_a_diagnosis_that_fails_leaves_the_maps(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr(diagnosis, "diagnose", fail)
+    model = Switchable()
+    model.cut = 1
+    seen = observer().look(model, images, ["predicted"])
+    assert str(seen.failure) == "broken on purpose"
+    assert seen.results[0].cams["stem"].isnan().all((1, 2)).tolist() == [True, False, False]
+
+
+def test_auto_chooses_once_and_again_for_another_model(images: Tensor) -> None:
+    model, watcher = Switchable(), observer("auto")
+    assert (watcher.choose(model, images), watcher.choose(model, images)) == ("stage", None)
+    watcher.settle(model)
+    assert watcher.layers == ("stage",)
+    watcher.settle(nn.Sequential(nn.Conv2d(3, 3, 1)))
+    assert watcher.layers == ("auto",)
