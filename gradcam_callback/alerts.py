@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gradcam_callback.causes import Cause, Trouble, meaning, remedy
-from gradcam_callback.records import CAMResult, Diagnosis, GradientState, LayerHealth, SourceLocation
+from gradcam_callback.records import CAMResult, Diagnosis, GradientState, LayerHealth, SourceLocation, name_probes
 
 DOCS = "docs/why-is-my-gradient-none.md"
 
@@ -211,6 +211,10 @@ class AlertBook:
             if alert.status is Status.CLEARED:
                 del self._open[alert.finding.subject]
 
+    def forget(self) -> None:
+        """Begin another training: what was wrong in the one before is no longer open. The alerts stay on record."""
+        self._open.clear()
+
     def update(self, subjects: Iterable[str], findings: Iterable[Finding], *, step: int, epoch: int) -> list[Alert]:
         """Take in what was found now.
 
@@ -273,7 +277,11 @@ def find_nulls(
 def _undiagnosed(layer: str, verdict: LayerHealth, targets: Sequence[str]) -> Finding:
     state = next(state for state in _STATES if state in verdict.state)
     cause = verdict.cause or _STATE_CAUSES.get(state)
-    message = f"At {layer!r} {_STATES[state]} for {verdict.nulls_in_words}: {verdict.detail or meaning(cause)}."
+    reason = (verdict.detail or meaning(cause)).rstrip(".")
+    concerned = [probe for probe, seen in enumerate(verdict.state) if seen is state]
+    total = len(verdict.state)
+    who = f"all {total} probes" if len(concerned) == total else f"{name_probes(concerned)} of {total}"
+    message = f"At {layer!r} {_STATES[state]} for {who}: {reason}."
     return Finding(layer, cause, verdict.null_probes, tuple(targets), message, remedy(cause))
 
 

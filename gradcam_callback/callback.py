@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,22 +15,14 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]
 
 from gradcam_callback import diagnosis, events, explain, layers, methods, panels, picture
-from gradcam_callback.alerts import (
-    Alert,
-    AlertBook,
-    Finding,
-    GradientNullError,
-    GradientNullWarning,
-    Status,
-    find_nulls,
-)
+from gradcam_callback.alerts import Alert, Finding, find_nulls
 from gradcam_callback.causes import Trouble
+from gradcam_callback.journal import Journal
 from gradcam_callback.observer import Observation, Observer
 from gradcam_callback.probes import ProbeSource, as_source
 from gradcam_callback.records import BadInputError, CAMResult, Diagnosis, Panel, ProbeSet
@@ -98,7 +93,11 @@ class GradCAMCallback(Callback):
         super().__init__()
         methods.find_method(method)
         picture.colormap_table(colormap)
-        _check_options(every_n_epochs, on_null, opacity, scale)
+        _check_options(every_n_epochs, opacity, class_names, output)
+        _check_choice("on_null", on_null, get_args(OnNull))
+        _check_choice("scale", scale, get_args(Scale))
+        _check_statistics("mean", mean)
+        _check_statistics("std", std)
         self.target_layers = layers.check_names(target_layers)
         self.bridge = bridge
         self.source = as_source(probes)
@@ -116,34 +115,43 @@ class GradCAMCallback(Callback):
 
         self.last_result: CAMResult | None = None
         self.probes: ProbeSet | None = None
-        self._book = AlertBook()
+        self._journal = Journal(on_null)
         self._observer = Observer(self.target_layers, method, output, bridge)
+        self._model: weakref.ref[LightningModule] | None = None
+        self._loaded: dict[str, Any] = {}
         self._resumed: dict[str, Any] = {}
-        self._writer: events.BackgroundWriter | None = None
-        self._folder: Path | None = None
+        self._last_epoch: int | None = None
+        self._told_of_files = False
 
     @property
     def alerts(self) -> list[Alert]:
         """All alerts so far, in order."""
-        return self._book.alerts
+        return self._journal.book.alerts
 
     # When
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a layer that does not exist, before anything else happens."""
-        self._observer.settle(pl_module)
+        self._meet(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Capture the probes and rehearse, so that what is wrong is said before the first training step."""
+        self._resume()
         self._open(trainer)
-        self._capture(trainer, trainer.val_dataloaders)
-        if self.probes is not None:
-            self._observe(trainer, pl_module, rehearsal=True)
+        with _as_in_validation(trainer, pl_module):
+            if self._capture(trainer, trainer.val_dataloaders):
+                self._rehearse(trainer, pl_module)
+        self._say(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Capture the probes, where there was no training before this validation."""
+        """Capture the probes, where that was not done at the start of the training."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._begin_evaluation(trainer, pl_module, trainer.val_dataloaders)
+        elif not trainer.sanity_checking and self.probes is None:
+            try:
+                self._capture(trainer, trainer.val_dataloaders)
+            except BadInputError as error:  # too late to refuse: the training goes on
+                self._note(trainer, ["probes"], [_failed("probes", "The probes could not be captured", error)])
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Capture the probes from the test data."""
@@ -151,10 +159,8 @@ class GradCAMCallback(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look, and write what was seen."""
-        fitting = trainer.state.fn == TrainerFn.FITTING
-        if trainer.sanity_checking or (fitting and trainer.current_epoch % self.every_n_epochs != 0):
-            return
-        self._look(trainer, pl_module)
+        if not trainer.sanity_checking and self._is_due(trainer):
+            self._look(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look, and write what was seen."""
@@ -162,11 +168,12 @@ class GradCAMCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Bring to the disk what waits, also on Ctrl-C."""
-        self._close(trainer)
+        self._journal.close(step=trainer.global_step, epoch=trainer.current_epoch)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Bring to the disk what waits, and end the thread."""
-        self._close(trainer)
+        self._journal.close(step=trainer.global_step, epoch=trainer.current_epoch)
+        self._loaded, self._resumed = {}, {}
 
     def diagnose(self, trainer: Trainer, pl_module: LightningModule) -> list[tuple[str, Diagnosis]]:
         """Diagnose each target layer for each target, healthy or not, and write nothing.
@@ -179,7 +186,7 @@ class GradCAMCallback(Callback):
         Raises:
             ValueError: An option turns out impossible: there is no such layer, probe or class.
         """
-        self._observer.settle(pl_module)
+        self._meet(trainer, pl_module)
         self._capture(trainer, trainer.val_dataloaders)
         if self.probes is None:
             raise BadInputError(str(self.alerts[-1]))
@@ -197,79 +204,107 @@ class GradCAMCallback(Callback):
     @property
     def state_key(self) -> str:
         """What tells the states of several callbacks in one checkpoint apart."""
-        return self._generate_state_key(target_layers=self.target_layers, target=self.target, method=self.method)
+        return self._generate_state_key(
+            target_layers=self.target_layers,
+            target=self.target,
+            method=self.method,
+            probes=self.source.describe(),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: which images were looked at, how their pixels were, and the alerts."""
-        state = {**self._resumed, "alerts": self._book.state()}
+        state = {**self._resumed, "alerts": self._journal.book.state()}
         if self.probes is not None:
-            state["source"] = self.source.describe()
             state["indices"] = self.probes.indices
             state["fingerprint"] = self.probes.fingerprint
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the alerts of the run that is being resumed, and its images, unless another choice is configured now."""
-        self._book.load(state_dict.get("alerts", []))
-        self._resumed = state_dict if state_dict.get("source") == self.source.describe() else {}
+        """Keep what a checkpoint holds until it is known whether its training is resumed."""
+        self._loaded = state_dict
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles take along: all but the thread."""
-        return {**vars(self), "_writer": None}
+        """What copies and pickles take along."""
+        return {**vars(self), "_model": None}
+
+    def _resume(self) -> None:
+        """Go on with the images and the alerts of the training that is resumed, if one is."""
+        self._resumed, self._loaded = self._loaded, {}
+        if not self.alerts:
+            self._journal.book.load(self._resumed.get("alerts", []))
 
     # How
 
-    def _begin_evaluation(self, trainer: Trainer, pl_module: LightningModule, loaders: Any) -> None:
+    def _meet(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the layers; forget what belongs to another model or another training."""
+        if trainer.state.fn == TrainerFn.FITTING or self._model is None or self._model() is not pl_module:
+            self._observer = Observer(self.target_layers, self.method, self.output, self.bridge)
+            self._journal.book.forget()
+            self._last_epoch = self.probes = None
+        self._model = weakref.ref(pl_module)
         self._observer.settle(pl_module)
+
+    def _begin_evaluation(self, trainer: Trainer, pl_module: LightningModule, loaders: Any) -> None:
+        self._meet(trainer, pl_module)
         self._open(trainer)
         self._capture(trainer, loaders)
 
     def _open(self, trainer: Trainer) -> None:
         """Find out where to write. Every rank takes part: asking for the log directory is a collective call."""
         directory = trainer.log_dir or trainer.default_root_dir
-        logger = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
-        self._folder = Path(logger.log_dir if logger is not None else directory)
-        if not trainer.is_global_zero or _is_trial(trainer):
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._journal.open(None, None, silent=not trainer.is_global_zero)
             return
-        if logger is None:
-            self._writer = events.BackgroundWriter(events.FolderSink(self._folder))
-            message = (
-                f"there is no TensorBoardLogger: the Grad-CAM panels are written as PNG files under {self._folder}"
-            )
-            warnings.warn(message, stacklevel=2)
-        else:
-            self._writer = events.BackgroundWriter(events.TensorBoardSink(logger.experiment))
+        logger = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
+        if logger is not None:
+            self._journal.open(events.TensorBoardSink(logger.experiment), Path(logger.log_dir))
+            return
+        self._journal.open(events.FolderSink(Path(directory)), Path(directory))
+        if not self._told_of_files:
+            message = f"There is no TensorBoardLogger: the Grad-CAM panels are written as PNG files under {directory}."
+            warnings.warn(message, stacklevel=3)
+            self._told_of_files = True
 
-    def _close(self, trainer: Trainer) -> None:
-        if self._writer is not None:
-            writer, self._writer = self._writer, None
-            writer.close()
-            self._announce(trainer, ["writing"], _write_findings(writer))
-        self._resumed = {}
+    def _is_due(self, trainer: Trainer) -> bool:
+        """Whether this validation is looked at: each one of an epoch that is due, and outside of `fit` always."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            return True
+        epoch, last = trainer.current_epoch, self._last_epoch
+        if last is not None and last != epoch and epoch - last < self.every_n_epochs:
+            return False
+        self._last_epoch = epoch
+        return True
 
-    def _capture(self, trainer: Trainer, loaders: Any) -> None:
-        """Take the probes. What was configured wrongly raises: nothing has been trained yet."""
+    def _capture(self, trainer: Trainer, loaders: Any) -> bool:
+        """Take the probes; whether there are any. Without validation data in `fit` there is nothing to look at.
+
+        Raises:
+            BadInputError: The probes, or the target, are configured wrongly.
+        """
         flat = CombinedLoader(loaders).flattened if loaders is not None else []
+        if not flat and trainer.state.fn == TrainerFn.FITTING:
+            return False
         try:
-            # The modules' and data modules' batch hooks run in it as well, as they do in a validation.
             with trainer.precision_plugin.forward_context():
-                self.probes = self.source.capture(flat, partial(_transfer, trainer), self._resumed.get("indices"))
+                probes = self.source.capture(flat, partial(_transfer, trainer), self._resumed.get("indices"))
+                # A source of the user's own images does not pass them through the batch hooks.
+                probes = replace(probes, images=trainer.precision_plugin.convert_input(probes.images))
         except BadInputError:
             raise
         except Exception as error:
-            self.probes = None
-            self._announce(trainer, ["probes"], [_failed("probes", "The probes could not be captured", error)])
-            return
-        if "label" in self.target and self.probes.labels is None:
+            self._note(trainer, ["probes"], [_failed("probes", "The probes could not be captured", error)])
+            return False
+        if "label" in self.target and probes.labels is None:
             raise BadInputError(
                 "There is `target: label`, and the probes have no labels. Use `target: predicted` or a class index, or "
                 "say where the labels are, with `label_key` of ValidationProbes or `labels` of the other sources."
             )
-        self._announce(trainer, ["probes"], self._judge_probes(self.probes))
+        self.probes = probes
+        self._note(trainer, ["probes"], self._judge_probes(probes))
+        return True
 
     def _judge_probes(self, probes: ProbeSet) -> list[Finding]:
-        before = self._resumed.get("fingerprint", probes.fingerprint)
-        if before != probes.fingerprint:
+        if self._resumed.get("fingerprint", probes.fingerprint) != probes.fingerprint:
             message = "The probes have the same indices as in the run that is resumed, and other pixels or labels."
             advice = "Maps before and after the resume show different images; look for a changed data set or transform."
             return [Finding("probes", Trouble.PROBES_CHANGED, (), (), message, advice)]
@@ -278,102 +313,93 @@ class GradCAMCallback(Callback):
             return [Finding("probes", Trouble.FEWER_PROBES, (), (), " ".join(probes.notices), advice)]
         return []
 
-    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.probes is None:
-            return
-        started = time.perf_counter()
-        scalars = self._observe(trainer, pl_module)
-        if self._writer is not None:
-            self._announce(trainer, ["writing"], _write_findings(self._writer))
-        scalars["gradcam/seconds"] = time.perf_counter() - started
-        pl_module.log_dict(scalars)
-
-    def _observe(self, trainer: Trainer, pl_module: LightningModule, rehearsal: bool = False) -> dict[str, float]:
-        """One probe pass: maps, scalars, panels, alerts.
-
-        Whatever goes wrong becomes an alert, and the training goes on. Only in the rehearsal, before anything is
-        trained, an option that turns out impossible raises.
-
-        Args:
-            trainer: Whose logger gets what is seen.
-            pl_module: The model.
-            rehearsal: Whether to write no panel.
-
-        Returns:
-            The scalars, by tag.
+    def _rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A look before anything is trained: an option that turns out impossible is refused, and nothing is drawn.
 
         Raises:
-            BadInputError: In a rehearsal: a class that does not exist, logits that cannot be found, and the like.
-            GradientNullError: There is a null, and `on_null` is "raise".
+            BadInputError: A class that does not exist, logits that cannot be found, statistics for other channels.
         """
         assert self.probes is not None
         try:
-            observation = self._explain(trainer, pl_module, self.probes)
-            results = observation.results
-            look, heading = self._look_of(self.probes), self._heading(trainer)
-            drawn = panels.draw(self.probes, results, self._titles(), look, heading)
-        except BadInputError as error:
-            if rehearsal:
-                raise
-            return self._failed_pass(trainer, error)
+            observation = self._observe(trainer, pl_module, self.probes)
+            self._note_health(trainer, observation)
+            self._draw(trainer, self.probes, observation.results)
+        except BadInputError:
+            raise
         except Exception as error:
-            return self._failed_pass(trainer, error)
-        if not rehearsal:
-            self.last_result = results[0]
-            self._write(drawn, trainer.global_step)
-        findings = find_nulls(results, self._titles(), observation.diagnoses)
-        if observation.failure is not None:
-            findings.append(_failed("diagnosis", "The cause could not be found", observation.failure))
-        self._announce(trainer, ["callback", "forward", "diagnosis", *results[0].health], findings)
-        return _scalars(results)
+            self._note_failure(trainer, error)
 
-    def _explain(self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet) -> Observation:
+    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """One probe pass: maps, panels, scalars, alerts. Whatever goes wrong becomes an alert; the training goes on.
+
+        Raises:
+            GradientNullError: There is a null, and `on_null` is "raise".
+        """
+        if self.probes is None:
+            return self._say(trainer)
+        started = time.perf_counter()
+        everything = len(self.probes) * len(self._observer.layers) * len(self.target)
+        scalars = {"gradcam/null_gradients": float(everything), "gradcam/empty_maps": 0.0}
+        try:
+            observation = self._observe(trainer, pl_module, self.probes)
+            self.last_result = observation.results[0]
+            scalars = _scalars(observation.results)
+            self._note_health(trainer, observation)
+            self._journal.panels(self._draw(trainer, self.probes, observation.results), trainer.global_step)
+            self._note(trainer, ["callback"], [])
+        except Exception as error:
+            self._note_failure(trainer, error)
+        scalars["gradcam/seconds"] = time.perf_counter() - started
+        self._log(trainer, pl_module, scalars)
+        self._say(trainer)
+
+    def _observe(self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet) -> Observation:
         with trainer.precision_plugin.forward_context():
             chosen = self._observer.choose(pl_module, probes.images)
             if chosen is not None:
                 rank_zero_info(f"Grad-CAM explains the layer {chosen!r}, which `target_layers: auto` chose.")
             return self._observer.look(pl_module, probes.images, self._wanted(probes))
 
-    def _failed_pass(self, trainer: Trainer, error: Exception) -> dict[str, float]:
+    def _draw(self, trainer: Trainer, probes: ProbeSet, results: Sequence[CAMResult]) -> dict[str, Panel]:
+        heading = f"{self.method} · epoch {trainer.current_epoch} · step {trainer.global_step}"
+        return panels.draw(probes, results, self._titles(), self._look_of(probes), heading)
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule, scalars: dict[str, float]) -> None:
+        """The scalars, for other callbacks and for every logger.
+
+        Lightning would log them at its own count of steps, which is one behind in `fit`, and the panels would not
+        stand at the same step.
+        """
+        pl_module.log_dict(scalars, logger=False)
+        try:
+            for logger in trainer.loggers:
+                logger.log_metrics(scalars, step=trainer.global_step)
+        except Exception as error:
+            self._note(trainer, ["logging"], [_failed("logging", "The scalars could not be logged", error)])
+
+    # What is said
+
+    def _note_health(self, trainer: Trainer, observation: Observation) -> None:
+        findings = find_nulls(observation.results, self._titles(), observation.diagnoses)
+        if observation.failure is not None:
+            findings.append(_failed("diagnosis", "The cause could not be found", observation.failure))
+        layers_seen = observation.results[0].health
+        self._note(trainer, ["forward", "diagnosis", *layers_seen], findings)
+
+    def _note_failure(self, trainer: Trainer, error: Exception) -> None:
         assert self.probes is not None
         if explain.raised_by_model(error):
             failed = diagnosis.of_failed_forward(self._observer.layers[0], error, len(self.probes))
             finding = Finding.of(failed, self._titles(), subject="forward")
         else:
             finding = _failed("callback", "The probe pass failed", error)
-        self._announce(trainer, ["callback", "forward"], [finding])
-        everything = len(self.probes) * len(self._observer.layers) * len(self.target)
-        return {"gradcam/null_gradients": float(everything), "gradcam/empty_maps": 0.0}
+        self._note(trainer, ["callback", "forward"], [finding])
 
-    def _write(self, drawn: dict[str, Panel], step: int) -> None:
-        if self._writer is not None:
-            for layer, panel in drawn.items():
-                self._writer.image(f"gradcam/{layer}", partial(picture.compose, panel), step)
+    def _note(self, trainer: Trainer, subjects: Sequence[str], findings: Sequence[Finding]) -> None:
+        self._journal.note(subjects, findings, step=trainer.global_step, epoch=trainer.current_epoch)
 
-    def _announce(self, trainer: Trainer, subjects: Sequence[str], findings: Sequence[Finding]) -> None:
-        """Say what is new about these subjects: on record, in TensorBoard, as a warning or an error."""
-        new = self._book.update(subjects, findings, step=trainer.global_step, epoch=trainer.current_epoch)
-        if not new or not trainer.is_global_zero:
-            return
-        self._record(trainer, new)
-        worse = [alert for alert in new if alert.status is not Status.CLEARED]
-        nulls = [alert for alert in worse if alert.finding.is_null]
-        if nulls and self.on_null == "raise":
-            raise GradientNullError("\n".join(map(str, nulls)))
-        for alert in worse:
-            if not alert.finding.is_null or self.on_null == "warn":
-                _warn(alert)
-
-    def _record(self, trainer: Trainer, new: Sequence[Alert]) -> None:
-        if self._writer is not None:
-            # One text a moment: of two records with one tag and one step, TensorBoard shows only the last.
-            self._writer.text("gradcam/alerts", "\n\n---\n\n".join(map(Alert.as_markdown, new)), trainer.global_step)
-        if self._folder is None or _is_trial(trainer):
-            return
-        try:
-            events.append_records(self._folder / "gradcam" / "alerts.jsonl", map(Alert.as_record, new))
-        except OSError as error:
-            warnings.warn(f"the alerts could not be written to {self._folder}: {error}", stacklevel=2)
+    def _say(self, trainer: Trainer) -> None:
+        self._journal.say(step=trainer.global_step, epoch=trainer.current_epoch)
 
     def _wanted(self, probes: ProbeSet) -> list[explain.Target]:
         labels = [] if probes.labels is None else probes.labels.tolist()
@@ -393,13 +419,20 @@ class GradCAMCallback(Callback):
             std=self.std or probes.std,
         )
 
-    def _heading(self, trainer: Trainer) -> str:
-        return f"{self.method} · epoch {trainer.current_epoch} · step {trainer.global_step}"
 
-
-def _is_trial(trainer: Trainer) -> bool:
-    """Whether this is a `fast_dev_run`, which leaves nothing on the disk."""
-    return any(isinstance(logger, DummyLogger) for logger in trainer.loggers)
+@contextmanager
+def _as_in_validation(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """As the batch hooks and the forward of a model find things in a validation: many ask `self.trainer.training`."""
+    stage, modes = trainer.state.stage, {module: module.training for module in pl_module.modules()}
+    trainer.state.stage = RunningStage.VALIDATING
+    for module in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        trainer.state.stage = stage
+        for module, training in modes.items():
+            module.training = training
 
 
 def _transfer(trainer: Trainer, batch: Any, dataloader_idx: int) -> Any:
@@ -421,40 +454,36 @@ def _scalars(results: Sequence[CAMResult]) -> dict[str, float]:
 
 
 def _failed(subject: str, what: str, error: Exception) -> Finding:
-    message = f"{what}: {type(error).__name__}: {error}"
+    message = f"{what}: {type(error).__name__}: {str(error).rstrip('.')}."
     advice = "The training goes on as if the callback were not there."
     return Finding(subject, Trouble.CALLBACK_FAILED, (), (), message, advice)
 
 
-def _warn(alert: Alert) -> None:
-    """A warning that points at the user's line, where one is to blame."""
-    category = GradientNullWarning if alert.finding.is_null else UserWarning
-    location = alert.finding.location
-    if location is None:
-        warnings.warn(str(alert), category, stacklevel=3)
-    else:
-        warnings.warn_explicit(str(alert), category, location.file, location.line)
-
-
-def _write_findings(writer: events.BackgroundWriter) -> list[Finding]:
-    return [
-        Finding("writing", Trouble.WRITING_FAILED, (), (), f"A panel or an alert could not be written: {failure!r}", "")
-        for failure in writer.take_failures()[:1]
-    ]
-
-
-def _check_options(every_n_epochs: int, on_null: str, opacity: float, scale: str) -> None:
+def _check_options(every_n_epochs: Any, opacity: Any, class_names: Any, output: Any) -> None:
     if isinstance(every_n_epochs, bool) or not isinstance(every_n_epochs, int) or every_n_epochs < 1:
         raise BadInputError(f"`every_n_epochs` is a whole number of at least 1; given: {every_n_epochs!r}.")
-    for name, value, possible in (("on_null", on_null, get_args(OnNull)), ("scale", scale, get_args(Scale))):
-        if value not in possible:
-            raise BadInputError(f"`{name}` is one of {', '.join(map(repr, possible))}; given: {value!r}.")
-    if not 0 <= opacity <= 1:
+    if isinstance(opacity, bool) or not isinstance(opacity, (int, float)) or not 0 <= opacity <= 1:
         raise BadInputError(f"`opacity` is a number from 0 to 1; given: {opacity!r}.")
+    if isinstance(class_names, str):
+        raise BadInputError(f"`class_names` is a list of names, one a class; given: {class_names!r}.")
+    if not (output is None or isinstance(output, (int, str)) or callable(output)):
+        raise BadInputError(f"`output` is a key, an index, a function, or None to find the logits; given: {output!r}.")
 
 
-def _check_targets(target: TargetSpec | Sequence[TargetSpec]) -> tuple[TargetSpec, ...]:
-    given = (target,) if isinstance(target, (str, int)) else tuple(target)
+def _check_choice(name: str, value: Any, possible: Sequence[str]) -> None:
+    if value not in possible:
+        raise BadInputError(f"`{name}` is one of {', '.join(map(repr, possible))}; given: {value!r}.")
+
+
+def _check_statistics(name: str, numbers: Any) -> None:
+    if numbers is None:
+        return
+    if not isinstance(numbers, (list, tuple)) or not all(isinstance(number, (int, float)) for number in numbers):
+        raise BadInputError(f"`{name}` is a list of numbers, one a channel; given: {numbers!r}.")
+
+
+def _check_targets(target: Any) -> tuple[TargetSpec, ...]:
+    given = tuple(target) if isinstance(target, (list, tuple)) else (target,)
     for one in given:
         is_class = isinstance(one, int) and not isinstance(one, bool) and one >= 0
         if not is_class and one not in ("predicted", "label"):

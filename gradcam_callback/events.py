@@ -47,6 +47,9 @@ class TensorBoardSink:
 
     def __init__(self, experiment: Any) -> None:
         self._experiment = experiment
+        # A logger that was closed after an earlier run opens a new file when it is next used. That must not happen in
+        # the writer's thread, where it would race with the training loop.
+        experiment._get_file_writer()
 
     def image(self, tag: str, pixels: Pixels, step: int) -> None:
         """Write a picture for the images tab."""
@@ -99,7 +102,7 @@ class BackgroundWriter:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(_WAITING_JOBS)
-        self._failures: queue.SimpleQueue[Exception] = queue.SimpleQueue()
+        self._outcomes: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def image(self, tag: str, draw: Callable[[], Pixels], step: int) -> None:
@@ -113,7 +116,7 @@ class BackgroundWriter:
     def flush(self) -> None:
         """Wait until everything so far is on the disk."""
         if self._thread is not None:
-            self._submit(self._sink.flush)
+            self._jobs.put(self._sink.flush)
             self._jobs.join()
 
     def close(self) -> None:
@@ -124,12 +127,12 @@ class BackgroundWriter:
             self._thread.join()
             self._thread = None
 
-    def take_failures(self) -> list[Exception]:
-        """What went wrong since this was last asked."""
-        failures = []
-        while not self._failures.empty():
-            failures.append(self._failures.get())
-        return failures
+    def take_outcome(self) -> tuple[int, list[Exception]]:
+        """How many jobs were done since this was last asked, and what went wrong with others."""
+        outcomes = []
+        while not self._outcomes.empty():
+            outcomes.append(self._outcomes.get())
+        return outcomes.count(None), [failure for failure in outcomes if failure is not None]
 
     def _submit(self, job: Callable[[], None]) -> None:
         if self._thread is None:
@@ -142,8 +145,10 @@ class BackgroundWriter:
         while (job := self._jobs.get()) is not None:
             try:
                 job()
+                if job != self._sink.flush:
+                    self._outcomes.put(None)
             except Exception as failure:  # a full disk, a closed writer: the training must not notice
-                self._failures.put(failure)
+                self._outcomes.put(failure)
             finally:
                 self._jobs.task_done()
         self._jobs.task_done()

@@ -188,9 +188,9 @@ def _auto_layer(model: nn.Module, inputs: Tensor, target: Target, output: Output
             taken = gradients.differentiate(scores, recordings)
         alive = [name for name, pair in taken.items() if pair.gradient is not None]
         if alive:
-            log.info('"auto" chose the layer %r.', alive[-1])
+            log.debug('"auto" chose the layer %r.', alive[-1])
             return alive[-1]
-    log.info('"auto" chose the layer %r, though the score depends on no layer that has space.', names[-1])
+    log.debug('"auto" chose the layer %r, though the score depends on no layer that has space.', names[-1])
     return names[-1]
 
 
@@ -231,6 +231,8 @@ def _logits_or_lenient(
 ) -> Tensor:
     try:
         return _logits(model, inputs, output)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         for recording in recordings.values():
             recording.clear()
@@ -271,6 +273,9 @@ def choose_scores(logits: Tensor, target: Target) -> tuple[Tensor, tuple[Tensor,
 
 def _examine(name: str, pair: gradients.LayerGradient, method_of: methods.Method, scores: Tensor) -> health.Examination:
     if pair.activation is None:
+        if pair.bypassed:
+            detail = f"The layer {name!r} is scripted, and takes no hooks."
+            return health.missing(None, scores, Cause.HOOK_BYPASSED, detail)
         if pair.refused is None:
             return health.missing(None, scores, Cause.LAYER_NOT_CALLED, f"The forward pass never ran {name!r}.")
         returned = layers.describe_output(pair.refused)
@@ -289,7 +294,9 @@ def _examine(name: str, pair: gradients.LayerGradient, method_of: methods.Method
 
 
 def _backward_failure(message: str) -> Cause | None:
-    """The cause behind what torch says when it will not go backward."""
+    """The cause behind a failure to go backward."""
+    if "inference_mode" in message:
+        return Cause.INFERENCE_MODE
     if "inplace operation" in message:
         return Cause.INPLACE_MODIFIED
     if "is not implemented" in message:

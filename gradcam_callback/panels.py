@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradcam_callback import picture
+from gradcam_callback.causes import Cause
 from gradcam_callback.records import CAMResult, GradientState, LayerHealth, Panel, PanelColumn, ProbeSet
 
 _VERDICTS = {
@@ -72,7 +74,7 @@ def draw(
             for i, title in enumerate(targets)
         )
         panels[layer] = Panel(
-            title=f"{layer} · {heading}",
+            title=f"{layer}\n{heading}",
             inputs=inputs,
             captions=_input_captions(probes, facts[0], look),
             correct=_correct(probes, facts[0]),
@@ -106,7 +108,8 @@ def _column(
     captions = []
     bridged = verdict.bridged or (False,) * len(verdict.state)
     for i, target in enumerate(facts.targets):
-        caption = f"{class_name(target, look.class_names)} {facts.target_probabilities[i]:.2f}"
+        probability = facts.target_probabilities[i]
+        caption = class_name(target, look.class_names) + ("" if math.isnan(probability) else f" {probability:.2f}")
         caption += "\nempty: every channel speaks against it" if verdict.empty[i] else ""
         caption += f"\nbridged: {verdict.cause}" if bridged[i] else ""
         captions.append(caption)
@@ -122,7 +125,9 @@ def _column(
 def _verdict_text(state: GradientState, verdict: LayerHealth) -> str | None:
     if state is GradientState.OK:
         return None
-    return _VERDICTS[state] + (f"\n{verdict.cause}" if verdict.cause is not None else "")
+    # The slugs of the last two say the same once more.
+    cause = "" if verdict.cause in (None, Cause.ZERO_GRADIENT, Cause.NON_FINITE) else f"\n{verdict.cause}"
+    return _VERDICTS[state] + cause
 
 
 def _input_captions(probes: ProbeSet, facts: _Facts, look: Look) -> tuple[str, ...]:
@@ -131,8 +136,8 @@ def _input_captions(probes: ProbeSet, facts: _Facts, look: Look) -> tuple[str, .
         lines = [name]
         if probes.labels is not None:
             lines.append(f"label: {class_name(int(probes.labels[i]), look.class_names)}")
-        predicted = class_name(facts.predictions[i], look.class_names)
-        lines.append(f"predicted: {predicted} {facts.prediction_probabilities[i]:.2f}")
+        predicted, probability = class_name(facts.predictions[i], look.class_names), facts.prediction_probabilities[i]
+        lines.append("no finite score" if math.isnan(probability) else f"predicted: {predicted} {probability:.2f}")
         captions.append("\n".join(lines))
     return tuple(captions)
 

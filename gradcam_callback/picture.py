@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from gradcam_callback.records import Panel, PanelColumn
+from gradcam_callback.records import BadInputError, Panel, PanelColumn
 
 Pixels = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -71,7 +71,7 @@ def colormap_table(name: str) -> Tensor:
 
     if name not in colormaps:
         near = difflib.get_close_matches(name, list(colormaps), n=3) or ["turbo", "viridis", "jet"]
-        raise ValueError(
+        raise BadInputError(
             f"unknown colormap {name!r}; did you mean {', '.join(map(repr, near))}? "
             "`from matplotlib import colormaps; print(list(colormaps))` shows all of them"
         )
@@ -120,7 +120,7 @@ def displayable(images: Tensor, mean: Sequence[float] | None = None, std: Sequen
         ValueError: If `images` has another number of axes, or `mean` or `std` another length than there are channels.
     """
     if images.ndim != 4:
-        raise ValueError(f"images must have the axes (N, C, H, W), but their shape is {tuple(images.shape)}")
+        raise BadInputError(f"images must have the axes (N, C, H, W), but their shape is {tuple(images.shape)}")
     means = _per_channel("mean", mean, images.shape[1], missing=0.0)
     stds = _per_channel("std", std, images.shape[1], missing=1.0)
     if images.dtype == torch.uint8:
@@ -169,9 +169,9 @@ def overlays(
         ValueError: If `opacity` lies outside 0..1, or there is not one map an image.
     """
     if not 0 <= opacity <= 1:
-        raise ValueError(f"opacity must lie between 0 (only the image) and 1 (only the map), but is {opacity}")
+        raise BadInputError(f"opacity must lie between 0 (only the image) and 1 (only the map), but is {opacity}")
     if len(maps) != len(images):
-        raise ValueError(f"there must be one map an image, but there are {len(maps)} maps and {len(images)} images")
+        raise BadInputError(f"there must be one map an image, but there are {len(maps)} maps and {len(images)} images")
     drawn = maps.isfinite().flatten(1).all(dim=1)[:, None, None]
     maps = torch.where(drawn, maps.float(), 0.0)
     maps = F.interpolate(maps.unsqueeze(1), size=size, mode="bilinear", align_corners=False).squeeze(1)
@@ -189,7 +189,7 @@ def _per_channel(name: str, numbers: Sequence[float] | None, channels: int, miss
     if numbers is None or len(numbers) == 1:
         return [missing if numbers is None else numbers[0]] * channels
     if len(numbers) != channels:
-        raise ValueError(
+        raise BadInputError(
             f"{name} has {len(numbers)} numbers, but the images have {channels} channels; "
             f"give {channels} numbers, one a channel, or a single one for all"
         )
@@ -266,19 +266,21 @@ def compose(panel: Panel) -> Pixels:
 def _check(panel: Panel) -> None:
     probes = len(panel.inputs)
     if not probes or not panel.columns:
-        raise ValueError(f"a panel needs probes and columns, but has {probes} probes and {len(panel.columns)} columns")
+        raise BadInputError(
+            f"a panel needs probes and columns, but has {probes} probes and {len(panel.columns)} columns"
+        )
     lengths = [("captions", len(panel.captions)), ("correct", len(panel.correct))]
     for column in panel.columns:
         lengths += [(f"{column.title}: captions", len(column.captions))]
         lengths += [(f"{column.title}: verdicts", len(column.verdicts))]
         if column.overlays.shape != panel.inputs.shape:
-            raise ValueError(
+            raise BadInputError(
                 f"{column.title}: the shape of the overlays is {tuple(column.overlays.shape)}, that of the inputs "
                 f"{tuple(panel.inputs.shape)}; both must be tiles of one size"
             )
     for name, length in lengths:
         if length != probes:
-            raise ValueError(f"{name}: there must be one a probe, but there are {length} for {probes} probes")
+            raise BadInputError(f"{name}: there must be one a probe, but there are {length} for {probes} probes")
 
 
 # Text

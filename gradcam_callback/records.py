@@ -33,7 +33,7 @@ class GradientState(str, Enum):
         return self.value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no one answer to ==
 class LayerHealth:
     """The judgement on the gradient at one layer, made before anything is normalised.
 
@@ -59,12 +59,6 @@ class LayerHealth:
         """The probes without a usable gradient."""
         return tuple(index for index, state in enumerate(self.state) if state is not GradientState.OK)
 
-    @property
-    def nulls_in_words(self) -> str:
-        """Who they are: "all 8 probes", "probe 3 of 8", "probes 1, 2 of 8"."""
-        nulls, total = self.null_probes, len(self.state)
-        return f"all {total} probes" if len(nulls) == total else f"{name_probes(nulls)} of {total}"
-
 
 def name_probes(probes: Sequence[int]) -> str:
     """Some probes by their positions: "probe 3", "probes 1, 2"; of many, the first eight."""
@@ -72,7 +66,7 @@ def name_probes(probes: Sequence[int]) -> str:
     return f"probe {shown}" if len(probes) == 1 else f"probes {shown}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no one answer to ==
 class CAMResult:
     """Class activation maps of one batch for one target.
 

@@ -29,7 +29,9 @@ ALLOWED = {
     "diagnosis": ENGINE | {"explain", "tracing", "evidence", "wording"} | LEAVES,
     "panels": {"picture"} | LEAVES,
     "observer": {"explain", "diagnosis", "layers", "targets"} | LEAVES,
-    "callback": {"explain", "diagnosis", "observer", "panels", "layers", "methods", "picture", "probes", "alerts", "events"}
+    "journal": {"alerts", "events", "picture"} | LEAVES,
+    "callback": {"explain", "diagnosis", "observer", "panels", "journal", "layers", "methods", "picture", "probes"}
+    | {"alerts", "events"}
     | LEAVES,
     "doctor": {"callback", "alerts"} | LEAVES,
     "cli": {"callback", "doctor"},

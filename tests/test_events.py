@@ -144,9 +144,10 @@ def test_failures_are_kept_and_the_rest_is_written() -> None:
     writer.close()
 
     assert ("good", 2, 0) in sink.seen
-    failures = writer.take_failures()
+    written, failures = writer.take_outcome()
+    assert written == 1
     assert [type(failure) for failure in failures] == [OSError, ZeroDivisionError]
-    assert writer.take_failures() == []
+    assert writer.take_outcome() == (0, [])
 
 
 # The sinks
