@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from gradcam_callback import GradientNullWarning
 from gradcam_callback.cli import main
+from gradcam_callback.demo import broken
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -61,6 +63,7 @@ def check_tags(events: EventAccumulator, layers: list[str]) -> None:
 
 def test_every_config_is_tested_here():
     assert {path.name for path in CONFIGS.glob("*.yaml")} == {
+        "broken.yaml",
         "demo.yaml",
         "fashion_mnist.yaml",
         "frozen_backbone.yaml",
@@ -82,6 +85,20 @@ def test_demo(tmp_path):
     assert [event.step for event in events.Scalars("demo/pointing_game")] == [0, 2]
     [panel] = tmp_path.glob("runs/demo/version_0/gradcam/*.png")
     assert panel.read_bytes() == events.Images("gradcam/network.stages.3")[-1].encoded_image_string
+
+
+def test_broken_raises_its_alert_and_clears_it(tmp_path):
+    config = tmp_path / "broken.yaml"
+    config.write_text((CONFIGS / "broken.yaml").read_text().replace("epoch: 3", "epoch: 1"))
+    with pytest.warns(GradientNullWarning, match="features.detach") as caught:
+        events = run(str(config), tmp_path, "--trainer.max_epochs=2")
+    [warning] = [warning for warning in caught if warning.category is GradientNullWarning]
+    source = Path(broken.__file__).read_text().splitlines()
+    assert Path(warning.filename).name == "broken.py"
+    assert "features.detach()" in source[warning.lineno - 1]
+    texts = [text.tensor_proto.string_val[0].decode() for text in events.Tensors("gradcam/alerts")]
+    assert [text.split("\n")[0] for text in texts] == ["### raised: detached", "### cleared: detached"]
+    assert [event.value for event in events.Scalars("gradcam/null_gradients")] == [20, 0]
 
 
 def test_frozen_backbone(tmp_path):
