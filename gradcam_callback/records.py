@@ -59,12 +59,6 @@ class LayerHealth:
         """The probes without a usable gradient."""
         return tuple(index for index, state in enumerate(self.state) if state is not GradientState.OK)
 
-    @property
-    def nulls_in_words(self) -> str:
-        """Who they are: "all 8 probes", "probe 3 of 8", "probes 1, 2 of 8"."""
-        nulls, total = self.null_probes, len(self.state)
-        return f"all {total} probes" if len(nulls) == total else f"{name_probes(nulls)} of {total}"
-
 
 def name_probes(probes: Sequence[int]) -> str:
     """Some probes by their positions: "probe 3", "probes 1, 2"; of many, the first eight."""
