@@ -8,22 +8,32 @@ recorded only there: what comes before the layer costs what it costs without gra
 operation after the layer (a ReLU, mostly) changes the clone, and not the activation that the map is made of.
 
 An output that already depends on an earlier leaf is not cut off from it, or the earlier layer would lose its gradient.
+
+Note [Changed unseen]
+
+A layer may lie in an `inference_mode` block of the model. What it hands on has a graph all the same, and keeps it if
+nothing happens to it until the block ends. An in-place operation there changes the values and leaves the graph as it
+was, so the gradient would be that of another function. The tensor's version tells, and such a layer has no gradient.
+(In place behind the block, torch refuses it to the model that runs without us: nothing is lost by not allowing it.)
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 # Half precision has no number between 0 and 6e-8. Gradients of a score are small, so they are computed this much
 # larger and divided afterwards; a power of two loses nothing.
 _HALF_PRECISION_SCALE = 1024.0
+
+_UNSEEN = "the layer's output was changed in place in an inference_mode block, which autograd does not see"
 
 
 @dataclass
@@ -36,16 +46,22 @@ class Recording:
         reopened: Whether the layer ran where the model had switched gradients off, behind another layer of the pass.
             Switching them on there gives that other layer a part of a gradient that it has not.
         closed: Whether the forward pass is over. A checkpointed block runs the layer again during backward.
+        bypassed: Whether the layer takes no hooks, because it is scripted.
+        unseen: Of each call in an `inference_mode` block, what was handed on, and the activations it depends on; see
+            Note [Changed unseen].
     """
 
     calls: list[Tensor] = field(default_factory=list)
     refused: Any = None
     reopened: bool = False
     closed: bool = False
+    bypassed: bool = False
+    unseen: list[tuple[Tensor, list[Tensor]]] = field(default_factory=list)
 
     def clear(self) -> None:
         """Forget the pass, to begin another."""
         self.calls.clear()
+        self.unseen.clear()
         self.refused = None
         self.reopened = False
 
@@ -67,6 +83,7 @@ def recorded(
 
     Yields:
         Name to recording, filled while the model runs; emptied on the way out, so that no tensor outlives the pass.
+        Whether gradients are on is put back there too: a layer in a `no_grad` block switches them on.
     """
     recordings = {name: Recording() for name in layers}
 
@@ -76,25 +93,42 @@ def recorded(
             if activation is None:
                 recordings[name].refused = output
                 return None
-            others = any(recording.calls for recording in recordings.values())
-            recordings[name].reopened |= others and not torch.is_grad_enabled()
+            earlier = _points(recordings)
+            recordings[name].reopened |= bool(earlier) and not torch.is_grad_enabled()
             leaf, handed_on = _begin_graph(activation)
             if not recordings[name].closed:
                 recordings[name].calls.append(leaf)
+                if torch.is_inference_mode_enabled():
+                    recordings[name].unseen.append((handed_on, [leaf, *(earlier if leaf is activation else [])]))
                 if begun is not None:
                     begun(handed_on)
             return replaced(output, activation, handed_on)
 
         return hook
 
-    # First in line: a hook of the user's (one that detaches the feature map, say) is on the way to the score.
-    handles = [module.register_forward_hook(attach(name), prepend=True) for name, module in layers.items()]
-    try:
+    with ExitStack() as stack:
+        stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
+        stack.callback(recordings.clear)
+        for name, module in layers.items():
+            handle = _hooked(module, attach(name))
+            recordings[name].bypassed = handle is None
+            if handle is not None:
+                stack.callback(handle.remove)
         yield recordings
-    finally:
-        for handle in handles:
-            handle.remove()
-        recordings.clear()
+
+
+def _hooked(layer: nn.Module, hook: Any) -> RemovableHandle | None:
+    # First in line: a hook of the user's (one that detaches the feature map, say) is on the way to the score.
+    try:
+        return layer.register_forward_hook(hook, prepend=True)
+    except RuntimeError:
+        if not isinstance(layer, torch.jit.ScriptModule):
+            raise
+        return None  # a traced module takes hooks, a scripted one refuses them
+
+
+def _points(recordings: Mapping[str, Recording]) -> list[Tensor]:
+    return [call for recording in recordings.values() for call in recording.calls]
 
 
 def _begin_graph(activation: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,9 +136,9 @@ def _begin_graph(activation: Tensor) -> tuple[Tensor, Tensor]:
     # The layer may lie in a `no_grad` block of the model. Gradients stay on from here to the end of that block; then
     # the block restores what was on before it.
     torch.set_grad_enabled(True)
-    if activation.requires_grad:
-        return activation, activation.clone()
     with torch.inference_mode(False):
+        if activation.requires_grad:
+            return activation, activation.clone()
         plain = activation.clone() if activation.is_inference() else activation.detach()
         leaf = plain.requires_grad_()
         return leaf, leaf.clone()
@@ -134,13 +168,15 @@ class LayerGradient:
         activation: `(N, K, h, w)`, float32 or float64; None where the layer was not called or has no space in it.
         gradient: The same shape; None where there is none.
         refused: What the layer returned instead of an activation.
-        failure: What torch said when it would not go backward.
+        failure: What torch said when it would not go backward, or why we do not take its word.
+        bypassed: Whether the layer takes no hooks, so that nothing is known of it.
     """
 
     activation: Tensor | None
     gradient: Tensor | None
     refused: Any = None
     failure: str = ""
+    bypassed: bool = False
 
 
 def differentiate(
@@ -158,21 +194,41 @@ def differentiate(
 
     Returns:
         Layer to activation and gradient. Of a layer that ran more than once, its last call that the score depends on.
+
+    Raises:
+        torch.OutOfMemoryError: There is too little memory to go backward, which says nothing about the graph.
     """
-    points = [call for recording in recordings.values() for call in recording.calls]
+    # As they are now: backward may run a checkpointed block again, and the layer's hook with it.
+    calls = {name: list(recording.calls) for name, recording in recordings.items()}
+    points = [call for several in calls.values() for call in several]
+    taken: list[Tensor | None] = [None] * len(points)
     failure = ""
     try:
-        gradients = iter(_gradients(scores, points, keep_graph))
-    except RuntimeError as error:  # the model ran, and its graph cannot be gone back: that is a finding, not an end
-        failure, gradients = str(error), iter([None] * len(points))
-    result = {}
-    for name, recording in recordings.items():
-        pairs: list[tuple[Tensor | None, Tensor | None]] = [(call, next(gradients)) for call in recording.calls]
-        alive = [pair for pair in pairs if pair[1] is not None]
-        activation, gradient = (alive or pairs or [(None, None)])[-1]
-        refused = None if pairs else recording.refused
-        result[name] = LayerGradient(_widened(activation), _widened(gradient), refused, failure)
-    return result
+        taken = _gradients(scores, points, keep_graph)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the model ran, and its graph cannot be gone back: that is a finding, not an end
+        failure = str(error) or type(error).__name__  # of any type, out of the backward of a custom function
+    found = {id(point): (gradient, failure) for point, gradient in zip(points, taken, strict=True)}
+    found |= dict.fromkeys(_changed_unseen(recordings), (None, _UNSEEN))
+    return {name: _layer_gradient(recording, calls[name], found) for name, recording in recordings.items()}
+
+
+def _layer_gradient(
+    recording: Recording, calls: Sequence[Tensor], found: Mapping[int, tuple[Tensor | None, str]]
+) -> LayerGradient:
+    if not calls:
+        return LayerGradient(None, None, recording.refused, bypassed=recording.bypassed)
+    alive = [call for call in calls if found[id(call)][0] is not None]
+    activation = (alive or calls)[-1]
+    gradient, failure = found[id(activation)]
+    return LayerGradient(_wide(activation.detach()), None if gradient is None else _wide(gradient), failure=failure)
+
+
+def _changed_unseen(recordings: Mapping[str, Recording]) -> set[int]:
+    """The identities of the activations whose gradient would be wrong; see Note [Changed unseen]."""
+    unseen = (pair for recording in recordings.values() for pair in recording.unseen)
+    return {id(point) for handed_on, points in unseen if handed_on._version for point in points}
 
 
 def _gradients(scores: Tensor, points: list[Tensor], keep_graph: bool) -> list[Tensor | None]:
@@ -181,18 +237,23 @@ def _gradients(scores: Tensor, points: list[Tensor], keep_graph: bool) -> list[T
     if torch.float16 not in {tensor.dtype for tensor in (scores, *points)}:
         return _backward(scores, points, 1.0, keep_graph)
     scaled = _backward(scores, points, _HALF_PRECISION_SCALE, True)
-    if all(gradient is None or bool(gradient.isfinite().all()) for gradient in scaled):
-        return [None if gradient is None else _wide(gradient) / _HALF_PRECISION_SCALE for gradient in scaled]
-    return _backward(scores, points, 1.0, keep_graph)
+    fine = [None if gradient is None else _wide(gradient) / _HALF_PRECISION_SCALE for gradient in scaled]
+    if all(gradient is None or bool(gradient.isfinite().all()) for gradient in fine):
+        return fine
+    return list(map(_joined, fine, _backward(scores, points, 1.0, keep_graph)))
+
+
+def _joined(fine: Tensor | None, coarse: Tensor | None) -> Tensor | None:
+    """Of each sample the fine gradient, and only where that overflowed the coarse one."""
+    if fine is None or coarse is None:
+        return None
+    finite = fine.flatten(1).isfinite().all(1)
+    return torch.where(finite[:, None, None, None], fine, _wide(coarse))
 
 
 def _backward(scores: Tensor, points: list[Tensor], scale: float, keep_graph: bool) -> list[Tensor | None]:
     weight = torch.full_like(scores, scale)
     return list(torch.autograd.grad(scores, points, weight, retain_graph=keep_graph, allow_unused=True))
-
-
-def _widened(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else _wide(tensor.detach())
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def examine(activation: Tensor, gradient: Tensor, cam: Tensor, scores: Tensor) -
         cam: `(N, h, w)`, the map that was made of them.
         scores: `(N,)`. One that is NaN explains nothing, whatever its gradient; minus infinity is a masked class.
     """
-    flat = gradient.flatten(1)
+    flat, cam = gradient.flatten(1), cam.float()  # float64 may hold what float32 calls infinite
     finite = ~scores.isnan()
     for tensor in (flat, activation.flatten(1), cam.flatten(1)):
         finite = finite & tensor.isfinite().all(1)
@@ -54,7 +54,7 @@ def examine(activation: Tensor, gradient: Tensor, cam: Tensor, scores: Tensor) -
     code = torch.where(zero, _ZERO, _OK)
     code = torch.where(finite, code, _NON_FINITE)
     usable = code == _OK
-    cam = torch.where(usable[:, None, None], cam, torch.nan).float()
+    cam = torch.where(usable[:, None, None], cam, torch.nan)
     return Examination(cam, _norm(flat), code, usable & (cam.flatten(1) == 0).all(1))
 
 

@@ -1,24 +1,36 @@
-"""The wall: gradients on, inference mode off, evaluation mode, generators; everything put back on the way out."""
+"""The wall: gradients on, inference mode off, evaluation mode, generators; everything put back on the way out.
+
+Note [Values in few pieces]
+
+A model can write to a buffer without autograd taking notice: through `.data`, through NumPy, or by handing it to
+`batch_norm` as a running mean. So the values of all buffers are copied, whatever module they belong to, and copied
+back. To copy each by itself would be a kernel each on a GPU, and a ResNet-50 has 159; so those of one device and type
+are laid end to end in one tensor. They go back through aliases of the buffers' memory, which have versions of their
+own: a graph that saved an untouched buffer can still be gone back.
+
+Weights are larger, and written to by the optimizer only, so they are not copied. An exchange of their memory
+(`weight.data = ...`) is seen by its address and undone.
+"""
 
 from __future__ import annotations
 
-import copy
 import operator
 import random
 import sys
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointFunction
 
-# What a module may gather things in, and the attributes that every module has, which are seen to by name.
-_CONTAINERS = (list, dict, set, deque)
-_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
+# What modules keep their parts and hooks in, and what their users gather things in.
+_CONTAINERS = frozenset({list, dict, set, deque, defaultdict, OrderedDict, Counter})
 
 
 @contextmanager
@@ -27,19 +39,27 @@ def isolated(model: nn.Module) -> Iterator[None]:
 
     Inside, whatever the caller switched off, gradients are on and inference mode is off; every module is in evaluation
     mode; no parameter requires a gradient, so that a forward pass stores nothing for backward until a graph is begun
-    on purpose; what `torch.compile` compiled runs eagerly, because hooks put on later do not fire in compiled code.
+    on purpose; what `torch.compile` compiled runs eagerly, because hooks put on later do not fire in compiled code;
+    reentrant activation checkpointing does not happen, because it cuts a graph that begins inside the block.
 
     On the way out, also by an exception, each is put back as it was: modes (module by module), `requires_grad` flags,
-    buffers, attributes that forward set on a module, and the generators of Python, NumPy and torch.
-    `.grad` is never touched.
+    buffers and what they hold, parameters, children and hooks, attributes that forward set on a module, the content of
+    lists, dicts, sets and deques among them, and the generators of Python, NumPy and torch. `.grad` is never touched.
+
+    Not put back: what forward writes in place into the memory of a weight (but for an embedding with `max_norm`),
+    into a buffer that is sparse, expanded or of a tensor class of its own, into a container within a container, or
+    into an object of the user's own; and what a scripted module assigns to its attributes.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_eager())
+        stack.enter_context(_checkpoints_passed_by())
         stack.enter_context(_generators_kept())
-        stack.enter_context(_modules_kept(model))
-        stack.enter_context(_parameters_frozen(model))
+        modules = list(model.modules())
+        stack.enter_context(_values_kept(modules))
+        stack.enter_context(_modules_kept(modules))
+        stack.enter_context(_parameters_frozen(modules))
         yield
 
 
@@ -48,6 +68,27 @@ def _eager() -> AbstractContextManager[Any]:
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
     return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+
+
+@contextmanager
+def _checkpoints_passed_by() -> Iterator[None]:
+    """A reentrant checkpoint runs its inside without gradients, and gives its result none if no input asks for one.
+
+    Here none does, so a layer inside would have no gradient. What comes before the layer stores nothing anyway.
+    """
+    before = vars(CheckpointFunction).get("apply")  # ours, where a wall stands within a wall
+    CheckpointFunction.apply = staticmethod(_run_block)  # type: ignore[method-assign, assignment, unused-ignore]
+    try:
+        yield
+    finally:
+        if before is None:
+            del CheckpointFunction.apply
+        else:
+            CheckpointFunction.apply = before
+
+
+def _run_block(function: Callable[..., Any], _preserve_rng_state: bool, *args: Any) -> Any:
+    return function(*args)
 
 
 @contextmanager
@@ -66,54 +107,72 @@ def _generators_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _parameters_frozen(model: nn.Module) -> Iterator[None]:
-    # A parameter that is no leaf (swapped in by functional_call, say) has a flag that cannot be changed.
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.is_leaf]
+def _parameters_frozen(modules: Iterable[nn.Module]) -> Iterator[None]:
+    # Of the frozen ones too, because forward may unfreeze them. A parameter that is no leaf (swapped in by
+    # functional_call, say) has a flag that cannot be changed.
+    flags = [(parameter, parameter.requires_grad) for parameter in _parameters(modules) if parameter.is_leaf]
     try:
-        for parameter in trainable:
+        for parameter, _ in flags:
             parameter.requires_grad_(False)
         yield
     finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+        _do_all(partial(parameter.requires_grad_, flag) for parameter, flag in flags)
+
+
+def _parameters(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
+    return (tensor for module in modules for tensor in module._parameters.values() if tensor is not None)
+
+
+def _do_all(actions: Iterable[Callable[[], object]]) -> None:
+    """Do each, also when another fails, so that one mark that cannot be taken away does not leave all the others.
+
+    Raises:
+        Exception: The first failure, when all is done.
+    """
+    failures = []
+    for action in actions:
+        try:
+            action()
+        except Exception as failure:
+            failures.append(failure)
+    if failures:
+        raise failures[0]
+
+
+# Modules
 
 
 @contextmanager
-def _modules_kept(model: nn.Module) -> Iterator[None]:
-    states = [_ModuleState.of(module) for module in model.modules()]
+def _modules_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    states = [_ModuleState.of(module) for module in modules]
     try:
         for state in states:
             state.prepare()
         yield
     finally:
-        for state in states:
-            state.restore()
+        _do_all(state.restore for state in states)
 
 
 @dataclass(frozen=True)
 class _ModuleState:
-    """What one module held, by identity; copies of what it may write to: its own buffers and containers."""
+    """What one module held, by identity, and the content of the containers among it.
+
+    The module's own dicts (parameters, buffers, children, each kind of hook) are containers like any other.
+    """
 
     module: nn.Module
     training: bool
     attributes: dict[str, Any]
-    parameters: dict[str, nn.Parameter | None]
-    buffers: dict[str, Tensor | None]
-    copies: list[_BufferCopy]
     containers: list[tuple[Any, Any]]
 
     @classmethod
     def of(cls, module: nn.Module) -> _ModuleState:
         if isinstance(module, torch.jit.ScriptModule):  # it keeps all but its mode outside Python
-            return cls(module, module.training, {}, {}, {}, [], [])
-        # The modules of torch itself write no buffer in evaluation mode, and copying each BatchNorm's would cost as
-        # much as a layer on a GPU. A user's module may count its calls in one.
-        own = () if type(module).__module__.startswith("torch.nn.") else module._buffers.values()
-        copies = [_BufferCopy.of(buffer) for buffer in own if buffer is not None and not buffer.is_inference()]
-        held = [value for name, value in vars(module).items() if name not in _MODULE_ATTRIBUTES]
-        containers = [(value, copy.copy(value)) for value in held if type(value) in _CONTAINERS]
-        attributes, parameters, buffers = dict(vars(module)), dict(module._parameters), dict(module._buffers)
-        return cls(module, module.training, attributes, parameters, buffers, copies, containers)
+            return cls(module, module.training, {}, [])
+        attributes = vars(module).copy()
+        found = [value for value in attributes.values() if type(value) in _CONTAINERS]
+        # Most are empty (a module has a dozen kinds of hooks), and an empty one needs no copy.
+        return cls(module, module.training, attributes, [(value, value.copy() if value else ()) for value in found])
 
     def prepare(self) -> None:
         if not self.attributes:
@@ -128,30 +187,13 @@ class _ModuleState:
         if not self.attributes:
             self.module.training = self.training
             return
-        _put_back(vars(self.module), self.attributes)
-        _put_back(self.module._parameters, self.parameters)
-        _put_back(self.module._buffers, self.buffers)
-        for copied in self.copies:
-            copied.restore()
+        held = vars(self.module)
+        held.update(self.attributes)
+        if len(held) > len(self.attributes):
+            for name in held.keys() - self.attributes.keys():
+                del held[name]
         for container, content in self.containers:
             _refill(container, content)
-
-
-@dataclass(frozen=True)
-class _BufferCopy:
-    buffer: Tensor
-    values: Tensor
-    version: int
-
-    @classmethod
-    def of(cls, buffer: Tensor) -> _BufferCopy:
-        return cls(buffer, buffer.detach().clone(), buffer._version)
-
-    def restore(self) -> None:
-        # Only what was written to: an untouched buffer keeps its version, which a graph may depend on.
-        if self.buffer._version != self.version:
-            with torch.no_grad():
-                self.buffer.copy_(self.values)
 
 
 def _replace_inference_tensors(held: dict[str, Any]) -> None:
@@ -159,27 +201,89 @@ def _replace_inference_tensors(held: dict[str, Any]) -> None:
 
     Autograd refuses to save a tensor that was made in inference mode, such as a cache of an earlier validation.
     """
-    for name, value in list(held.items()):
-        if isinstance(value, Tensor) and value.is_inference():
-            plain = value.clone()
-            held[name] = nn.Parameter(plain, requires_grad=False) if isinstance(value, nn.Parameter) else plain
+    for name in [name for name, value in held.items() if isinstance(value, Tensor) and value.is_inference()]:
+        value = held[name]
+        plain = value.clone()
+        held[name] = nn.Parameter(plain, requires_grad=False) if isinstance(value, nn.Parameter) else plain
 
 
 def _refill(container: Any, content: Any) -> None:
-    """Give a list, dict, set or deque back what it held, if forward put something in or took something out."""
-    if len(container) == len(content) and all(map(operator.is_, _items(container), _items(content))):
+    """Give a container back what it held, in the order it had, if forward put something in or took something out."""
+    if len(container) == len(content) and (not content or _same(container, content)):
         return
     container.clear()
-    container.extend(content) if hasattr(container, "extend") else container.update(content)
+    if content:
+        container.extend(content) if hasattr(container, "extend") else container.update(content)
 
 
-def _items(container: Any) -> Iterable[Any]:
-    return container.values() if isinstance(container, dict) else container
+def _same(container: Any, content: Any) -> bool:
+    same = all(map(operator.is_, container, content))
+    if same and isinstance(container, dict):
+        return all(map(operator.is_, container.values(), content.values()))
+    return same
 
 
-def _put_back(held: dict[str, Any], before: dict[str, Any]) -> None:
-    for name in held.keys() - before.keys():
-        del held[name]
-    for name, value in before.items():
-        if held.get(name, held) is not value:
-            held[name] = value
+# Values; see Note [Values in few pieces]
+
+
+@contextmanager
+def _values_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
+    buffers = [tensor for module in modules for tensor in module._buffers.values() if tensor is not None]
+    renormed = (module for module in modules if isinstance(module, (nn.Embedding, nn.EmbeddingBag)))
+    written = [*filter(_is_plain, buffers), *(module.weight for module in renormed if module.max_norm is not None)]
+    places = [_Place.of(tensor) for tensor in (*written, *filter(_is_plain, _parameters(modules)))]
+    values = _Values.of_each_kind([place.memory for place in places[: len(written)]])
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            _do_all([*(place.restore for place in places), *(value.restore for value in values)])
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has memory of its own that can be written to; not of a lazy, distributed or expanded one."""
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.layout is torch.strided
+        and not tensor.is_inference()  # it is swapped for a clone, which may be written to
+        and 0 not in tensor.stride()
+    )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A tensor, and the memory that it stood for."""
+
+    tensor: Tensor
+    memory: Tensor
+    has_history: bool
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Place:
+        return cls(tensor, tensor.data, tensor.grad_fn is not None)
+
+    def restore(self) -> None:
+        if not self.has_history and self.tensor.grad_fn is not None:
+            self.tensor.detach_()  # written to with something that has a gradient
+        if self.tensor.data_ptr() != self.memory.data_ptr() or self.tensor.shape != self.memory.shape:
+            self.tensor.data = self.memory
+
+
+@dataclass(frozen=True)
+class _Values:
+    """What tensors of one device and type held, end to end."""
+
+    memories: list[Tensor]
+    values: Tensor
+
+    @classmethod
+    def of_each_kind(cls, memories: Iterable[Tensor]) -> list[_Values]:
+        kinds: dict[Any, list[Tensor]] = {}
+        for memory in memories:
+            kinds.setdefault((memory.device, memory.dtype), []).append(memory)
+        return [cls(alike, torch.cat([memory.flatten() for memory in alike])) for alike in kinds.values()]
+
+    def restore(self) -> None:
+        pieces = self.values.split_with_sizes([memory.numel() for memory in self.memories])
+        shaped = [piece.view(memory.shape) for piece, memory in zip(pieces, self.memories, strict=True)]
+        torch._foreach_copy_(self.memories, shaped)

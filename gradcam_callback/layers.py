@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gradcam_callback.records import BadInputError
@@ -15,7 +16,7 @@ from gradcam_callback.records import BadInputError
 AUTO = "auto"
 
 # torch.compile wraps a module in another one, whose name nobody writes into a configuration.
-_COMPILED = "_orig_mod."
+_WRAPPED = "_orig_mod"
 
 
 def check_names(target_layers: str | Sequence[str]) -> tuple[str, ...]:
@@ -50,24 +51,39 @@ def find_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
     Raises:
         ValueError: There is no such module; the message names the closest.
     """
-    every = model.named_modules(remove_duplicate=False)
-    modules = {name.replace(_COMPILED, ""): module for name, module in every if name}
+    modules = dict(_named_modules(model, remove_duplicate=False))
     found = {}
     for name in names:
-        plain = _without_brackets(modules, name)
+        plain = _without_wrappers(name)
+        if plain not in modules:
+            plain = _without_brackets({"": model, **modules}, plain)
         if plain not in modules:
             raise BadInputError(_unknown(model, name, list(modules)))
         found[plain] = modules[plain]
     return found
 
 
+def _named_modules(model: nn.Module, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Module]]:
+    """The modules below the model, with the names that they had before anything was compiled."""
+    for name, module in model.named_modules(remove_duplicate=remove_duplicate):
+        plain = _without_wrappers(name)
+        if plain and _WRAPPED not in module._modules:
+            yield plain, module
+
+
+def _without_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != _WRAPPED)
+
+
 def _without_brackets(modules: Mapping[str, nn.Module], name: str) -> str:
+    """The name with each index of a list, also one from the end, as the name of the child it stands for."""
     parts: list[str] = []
-    for part in re.sub(r"\[(-?\w+)\]", r".\1", name).split("."):
+    for part in re.sub(r"\[(-?\w+)\]", r".\1", name).removeprefix(".").split("."):
         parent = modules.get(".".join(parts))
-        if re.fullmatch(r"-\d+", part) and parent is not None:
+        parent = getattr(parent, _WRAPPED, parent)
+        if re.fullmatch(r"-?\d+", part) and isinstance(parent, (nn.Sequential, nn.ModuleList)):
             children = [child for child, _ in parent.named_children()]
-            part = children[int(part)] if -int(part) <= len(children) else part
+            part = children[int(part)] if -len(children) <= int(part) < len(children) else part
         parts.append(part)
     return ".".join(parts)
 
@@ -81,7 +97,7 @@ def _unknown(model: nn.Module, name: str, names: list[str]) -> str:
     close += [known for known in difflib.get_close_matches(name, names, n=4) if known not in close]
     if close:
         return f"{message} The closest: {', '.join(map(repr, close[:4]))}."
-    top = [child for child, _ in model.named_children()]
+    top = [known for known in names if "." not in known]
     return f"{message} At the top there are {', '.join(map(repr, top))}; `named_modules()` lists all."
 
 
@@ -109,6 +125,8 @@ def describe_output(output: Any) -> str:
 def spatial_layers(model: nn.Module, batch: int) -> Iterator[dict[str, nn.Module]]:
     """Watch a forward pass: which modules return an activation of more than one pixel, for each of `batch` samples.
 
+    Scripted modules take no hooks and are passed over.
+
     Yields:
         Name to module, filled while the model runs, in the order in which the modules finish.
     """
@@ -123,10 +141,8 @@ def spatial_layers(model: nn.Module, batch: int) -> Iterator[dict[str, nn.Module
 
         return hook
 
-    named = [(name.replace(_COMPILED, ""), module) for name, module in model.named_modules() if name]
-    handles = [module.register_forward_hook(watch(name)) for name, module in named]
-    try:
+    with ExitStack() as stack:
+        for name, module in _named_modules(model):
+            with suppress(RuntimeError) if isinstance(module, torch.jit.ScriptModule) else nullcontext():
+                stack.callback(module.register_forward_hook(watch(name)).remove)
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()

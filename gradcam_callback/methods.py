@@ -55,8 +55,9 @@ def xgradcam(activation: Tensor, gradient: Tensor) -> Tensor:
     """
     precise = _precise(activation)
     total = precise.sum(dim=(2, 3))
-    weights = (precise * gradient).sum(dim=(2, 3)) / total
-    return _weighted(activation, torch.where(total == 0, 0, weights))
+    evidence = (precise * gradient).sum(dim=(2, 3))
+    # Divided by infinity, a number is zero and NaN is NaN: a gradient that is not finite must not become a map.
+    return _weighted(activation, evidence / torch.where(total == 0, torch.inf, total))
 
 
 def layercam(activation: Tensor, gradient: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ def find_method(name: str) -> Method:
     Raises:
         ValueError: There is none; the message lists the methods.
     """
-    if name in METHODS:
+    if isinstance(name, str) and name in METHODS:
         return METHODS[name]
     close = difflib.get_close_matches(str(name).lower(), METHODS, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ def find_logits(returned: Any, output: OutputSpec = None) -> Tensor:
 
     Args:
         returned: A tensor, or a mapping, sequence or object that holds one.
-        output: Where they are: a key or attribute, an index, a function of what was returned; None finds them.
+        output: Where they are: a key or attribute, an index, a function of what was returned. None finds them: by
+            name; else the only matrix `(N, L)`; else the first that could be logits.
 
     Returns:
         `(N, L)`, one row a sample; a single logit a sample is `(N, 1)`.
@@ -42,6 +44,8 @@ def find_logits(returned: Any, output: OutputSpec = None) -> Tensor:
 def _select(returned: Any, output: str | int | Callable[[Any], Any]) -> Any:
     if callable(output):
         return output(returned)
+    if isinstance(returned, Tensor):
+        return None  # an item of it would be a sample, and with as many classes as samples nobody would notice
     if isinstance(output, str) and not isinstance(returned, Mapping):
         return getattr(returned, output, None)
     try:
@@ -55,16 +59,27 @@ def _search(returned: Any) -> Any:
         return returned
     for name in LOGIT_NAMES:
         value = returned.get(name) if isinstance(returned, Mapping) else getattr(returned, name, None)
-        if isinstance(value, Tensor):
+        if _is_floating(value):  # predicted classes are integers, and have no gradient
             return value
-    values = returned.values() if isinstance(returned, Mapping) else returned
-    if isinstance(values, Sequence) or isinstance(returned, Mapping):
-        return next((value for value in values if _looks_like_logits(value)), None)
-    return None
+    floating = [value for value in _parts(returned) if _is_floating(value)]
+    matrices = [value for value in floating if value.ndim == 2]
+    if len(matrices) == 1:  # a loss a sample may stand before them
+        return matrices[0]
+    rows = [value for value in floating if value.ndim in (1, 2)]
+    pooled = [value for value in floating if value.ndim > 2 and value.shape[2:].numel() == 1]
+    return next(iter(rows + pooled), None)
 
 
-def _looks_like_logits(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim in (1, 2)
+def _parts(returned: Any) -> list[Any]:
+    if isinstance(returned, Mapping):
+        return list(returned.values())
+    if is_dataclass(returned):
+        return [getattr(returned, field.name, None) for field in fields(returned)]
+    return list(returned) if isinstance(returned, Sequence) else []
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _as_rows(logits: Tensor) -> Tensor:
@@ -82,6 +97,8 @@ def _as_rows(logits: Tensor) -> Tensor:
 
 
 def _describe(returned: Any) -> str:
+    if isinstance(returned, Tensor):
+        return f"Tensor of shape {tuple(returned.shape)}; of a tensor, only a function can take a part"
     if isinstance(returned, Mapping):
         return f"{type(returned).__name__} with the keys {', '.join(map(repr, returned))}"
     if isinstance(returned, (list, tuple)):
@@ -106,7 +123,7 @@ def check_target(target: Any) -> None:
         classes = torch.as_tensor(target)
     except (TypeError, ValueError, RuntimeError):
         classes = torch.tensor(0.0)
-    if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
+    if classes.ndim > 1 or classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
         raise TypeError(
             f'A target is "predicted", an int, or one int a sample (a list or an integer tensor); given: {target!r}.'
         )
@@ -119,11 +136,12 @@ def predict(logits: Tensor) -> tuple[Tensor, Tensor]:
 
     Of a single logit, class 1 is the logit and class 0 its negative; the probabilities are its sigmoid and the rest.
     """
-    values = logits.detach().float()
+    exact = logits.detach()
+    values = exact.float()  # may make one of two float64 numbers that are not
     if values.shape[1] == 1:
         probabilities = torch.cat([torch.sigmoid(-values), torch.sigmoid(values)], dim=1)
-        return (values[:, 0] > 0).long(), probabilities
-    return values.argmax(dim=1), values.softmax(dim=1)
+        return (exact[:, 0] > 0).long(), probabilities
+    return exact.argmax(dim=1), values.softmax(dim=1)
 
 
 def choose_targets(target: str | int | Sequence[int] | Tensor, predictions: Tensor, classes: int) -> Tensor:

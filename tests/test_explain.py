@@ -6,6 +6,7 @@ import contextlib
 import copy
 import gc
 import random
+import warnings
 import weakref
 from collections import namedtuple
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 import torchvision.models as zoo
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gradcam_callback import CAMResult, Cause, compute_cam
 
@@ -206,6 +208,52 @@ def test_a_layer_that_was_not_called_has_rows_of_nan_and_a_cause(images: Tensor)
     assert_null(result, "spare", ("none",) * 4)
     assert result.health["spare"].cause is Cause.LAYER_NOT_CALLED
     assert_null(result, "stage", ("ok",) * 4)
+
+
+def test_a_scripted_layer_has_rows_of_nan_and_a_cause(images: Tensor) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = net(torch.jit.script(nn.Sequential(nn.ReLU())))
+    result = compute_cam(model, images, ["on_map", "stage"])
+    assert result.health["on_map"].cause is Cause.HOOK_BYPASSED
+    assert result.health["on_map"].state == ("none",) * 4
+    assert result.cams["on_map"].isnan().all()
+    assert result.health["stage"].state == ("ok",) * 4
+    assert list(compute_cam(model, images).cams) == ["stage"]  # and "auto" passes it over
+
+
+def test_a_change_that_autograd_does_not_see_is_a_null_with_a_cause(images: Tensor) -> None:
+    model = net()
+
+    def forward(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            maps = model.stage(model.stem(images).repeat(1, 1, 1, 1)).relu_()
+        return model.fc(maps.mean((2, 3)))
+
+    model.forward = forward  # type: ignore[method-assign]
+    for layers in ("stage", ["stem", "stage"]):
+        health = compute_cam(model, images, layers).health["stage"]
+        assert health.state == ("none",) * 4
+        assert health.cause is Cause.INFERENCE_MODE
+        assert "in place" in health.detail
+
+
+@pytest.mark.parametrize("layer", ["stem", "relu", "stage"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_blocks_give_the_maps_of_the_plain_network(images: Tensor, layer: str, reentrant: bool) -> None:
+    """Before the block, in it, and behind it."""
+    plain, model = net(), net()
+
+    def forward(images: Tensor) -> Tensor:
+        maps = model.stem(images)
+        maps = checkpoint(lambda maps: model.relu(model.norm(maps)), maps, use_reentrant=reentrant)
+        return model.fc(checkpoint(model.stage, maps, use_reentrant=reentrant).relu().mean((2, 3)))
+
+    model.forward = forward  # type: ignore[method-assign]
+    expected = compute_cam(plain, images, layer)
+    found = compute_cam(model, images, layer)
+    assert found.health[layer].state == ("ok",) * 4
+    torch.testing.assert_close(found.cams[layer], expected.cams[layer])
 
 
 def test_a_layer_beside_the_path_is_none_and_the_others_keep_their_own_gradient(images: Tensor) -> None:

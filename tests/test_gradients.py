@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 import weakref
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Iterator
@@ -340,19 +341,83 @@ def test_a_layer_that_ends_an_inference_mode_block_may_be_changed_in_place_behin
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
-def test_a_layer_in_a_checkpointed_block_is_differentiated_or_missing(maps: Tensor, reentrant: bool) -> None:
-    """Backward runs forward again there, and with it the layer's hook."""
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_layer_in_a_checkpointed_block_is_differentiated(maps: Tensor, reentrant: bool, closed: bool) -> None:
+    """Backward runs forward again there, and with it the layer's hook; or the wall keeps it from happening."""
+    layer, other = double(), double()
+    with recording(layer=layer, other=other) as recordings:
+        behind = checkpoint(lambda x: layer(x) ** 2 * 3, maps, use_reentrant=reentrant)
+        scores = total(other(behind) * 5)  # type: ignore[operator]
+        recordings["layer"].closed = closed
+        found = differentiate(scores, recordings)
+    assert torch.equal(found["layer"].activation, 2 * maps)
+    assert torch.equal(found["layer"].gradient, 6 * 2 * maps * 10)
+    assert torch.equal(found["other"].gradient, torch.full_like(maps, 5))
+
+
+def test_whether_gradients_are_on_is_put_back(maps: Tensor) -> None:
     layer = double()
-    with recording(layer=layer) as recordings:
-        scores = total(checkpoint(lambda x: layer(x) ** 2 * 3, maps, use_reentrant=reentrant))  # type: ignore[arg-type]
-        recordings["layer"].closed = True
-        found = differentiate(scores, recordings)["layer"]
-    assert torch.equal(found.activation, 2 * maps)
-    if reentrant:  # the block's output has no history, because no input of it requires a gradient
-        assert found.gradient is None
-    else:
-        assert torch.equal(found.gradient, 6 * 2 * maps)
+    for mode in (False, True):
+        with torch.set_grad_enabled(mode):
+            with recorded({"layer": layer}, find_activation):
+                layer(maps)
+                assert torch.is_grad_enabled()
+            assert torch.is_grad_enabled() == mode
+
+
+def test_layers_around_an_operation_in_place_that_autograd_does_not_see_are_right_or_missing(maps: Tensor) -> None:
+    inner = double()
+    outer = nn.Sequential(inner)
+
+    def before_and_after(change: bool) -> tuple[LayerGradient, LayerGradient]:
+        with recording(inner=inner, outer=outer) as recordings:
+            with torch.inference_mode():
+                behind = outer(maps)
+                if change:
+                    behind.mul_(3)
+            found = differentiate(total(behind * 5), recordings)
+        return found["inner"], found["outer"]
+
+    for pair in before_and_after(change=False):
+        assert torch.equal(pair.gradient, torch.full_like(maps, 5))
+    for pair in before_and_after(change=True):
+        assert pair.gradient is None or torch.equal(pair.gradient, torch.full_like(maps, 15))
+
+
+def test_a_scripted_layer_is_told_and_the_others_are_differentiated(maps: Tensor) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted, layer = torch.jit.script(nn.Sequential(nn.ReLU())), double()
+    with recording(scripted=scripted, layer=layer) as recordings:
+        found = differentiate(total(layer(scripted(maps)) * 3), recordings)
+    assert found["scripted"] == LayerGradient(None, None, bypassed=True)
+    assert torch.equal(found["layer"].gradient, torch.full_like(maps, 3))
+    assert not found["layer"].bypassed
+
+
+class Failing(torch.autograd.Function):
+    """Goes forward, and raises on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, failure: Exception) -> Tensor:
+        ctx.failure = failure
+        return rows.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_gradients: Tensor) -> Any:
+        raise ctx.failure
+
+
+def test_a_custom_function_that_fails_on_the_way_back_is_a_finding(maps: Tensor) -> None:
+    found = gradient_of(lambda layer: total(Failing.apply(layer(maps), AttributeError("no slope"))))
+    assert found.gradient is None
+    assert found.failure == "no slope"
+    assert gradient_of(lambda layer: total(Failing.apply(layer(maps), KeyError()))).failure == "KeyError"
+
+
+def test_too_little_memory_is_no_finding_about_the_graph(maps: Tensor) -> None:
+    with pytest.raises(torch.OutOfMemoryError, match="far too much"):
+        gradient_of(lambda layer: total(Failing.apply(layer(maps), torch.OutOfMemoryError("far too much"))))
 
 
 def test_a_graph_that_cannot_be_gone_back_is_a_finding_and_no_error(maps: Tensor) -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gradcam_callback.isolation import isolated
 
@@ -475,6 +476,63 @@ def test_the_model_can_be_copied_and_pickled_afterwards(act: Callable[[Any], Non
     model.act = None  # no lambda, for pickle's sake
     copy.deepcopy(model)
     pickle.loads(pickle.dumps(model))
+
+
+def test_one_mark_that_cannot_be_taken_away_does_not_leave_the_others() -> None:
+    class Stubborn(nn.Parameter):
+        def requires_grad_(self, requires_grad: bool = True) -> Any:
+            if requires_grad:
+                raise ZeroDivisionError("never again")
+            return super().requires_grad_(requires_grad)
+
+    model = nn.Sequential(Doing(count_in_place), Doing(put_note))
+    model[0].fc.weight = Stubborn(torch.ones(2, 2))
+    before = trace(model)
+    with pytest.raises(ZeroDivisionError, match="never again"):
+        run(model)
+    model[0].fc.weight.__class__ = nn.Parameter
+    model[0].fc.weight.requires_grad_(True)
+    assert trace(model) == before
+
+
+def test_buffers_that_cannot_be_written_to_are_no_obstacle() -> None:
+    model = Doing()
+    model.register_buffer("expanded", torch.ones(1).expand(3))
+    model.register_buffer("strided", torch.arange(6.0).reshape(2, 3).t())
+    model.register_buffer("empty", torch.ones(0))
+    model.register_buffer("flags", torch.ones(2, dtype=torch.bool))
+    model.register_buffer("sparse", torch.eye(2).to_sparse())
+    model.act = lambda module: (module.strided.add_(1), module.flags.logical_not_())
+    run(model)
+    assert model.strided.tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert model.flags.tolist() == [True, True]
+    assert model.expanded.tolist() == [1, 1, 1]
+    assert model.sparse.to_dense().tolist() == [[1, 0], [0, 1]]
+
+
+def test_checkpointing_goes_on_afterwards() -> None:
+    """Inside the wall, a reentrant block runs as if it were none."""
+    model, runs = nn.Linear(2, 2), []
+    point = torch.ones(1, 2, requires_grad=True)
+
+    def block(rows: Tensor) -> Tensor:
+        runs.append(torch.is_grad_enabled())
+        return model(rows)
+
+    def gradient() -> list[Any]:
+        [found] = torch.autograd.grad(checkpoint(block, point, use_reentrant=True).sum(), point)
+        return found.tolist()
+
+    with isolated(model):
+        with isolated(model):
+            inside = gradient()
+        assert gradient() == inside
+    assert runs == [True, True]
+    checkpoint(block, point, use_reentrant=True).sum().backward()
+    assert runs == [True, True, False, True]
+    assert point.grad is not None
+    assert point.grad.tolist() == inside
+    assert model.weight.grad is not None
 
 
 def test_walls_within_walls() -> None:

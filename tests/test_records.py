@@ -133,3 +133,12 @@ def test_records_are_frozen_and_can_be_copied_and_pickled(record: Any) -> None:
 
 def test_a_probe_set_is_as_long_as_its_images() -> None:
     assert len(RECORDS[2]) == 2
+
+
+def test_results_are_compared_by_identity() -> None:
+    """Tensors cannot be: `==` of two results would raise."""
+    first, second = result(torch.ones(2, 1, 1)), result(torch.ones(2, 1, 1))
+    assert first == first
+    assert first != second
+    assert len({first, second}) == 2
+    assert LayerHealth(torch.ones(2), (), ()) != LayerHealth(torch.ones(2), (), ())

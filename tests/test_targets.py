@@ -59,15 +59,26 @@ class Odd:
         (LOGITS, MAPS),
         (MAPS, LOGITS),
         (LOSS, LOGITS),
+        (torch.zeros(2), LOGITS),
+        (LOGITS, torch.zeros(2), torch.zeros(2, 9)),
+        {"losses": torch.zeros(2), "maps": MAPS, "head": LOGITS, "classes": LOGITS.long()},
         [LOGITS],
         Named(LOGITS, torch.zeros(2, 3)),
         Unnamed(MAPS, LOGITS),
         Answer(LOGITS),
+        Odd(LOGITS),
     ],
     ids=lambda returned: type(returned).__name__,
 )
 def test_logits_are_found(returned: Any) -> None:
     assert find_logits(returned) is LOGITS
+
+
+def test_logits_with_one_pixel_are_found_behind_those_without() -> None:
+    pixel = LOGITS[:, :, None, None]
+    assert torch.equal(find_logits((MAPS, pixel)), LOGITS)
+    assert torch.equal(find_logits({"maps": MAPS, "head": pixel}), LOGITS)
+    assert find_logits((torch.zeros(2, 9, 1, 1), LOGITS)) is LOGITS
 
 
 def test_names_go_before_places() -> None:
