@@ -5,7 +5,8 @@ Note [Cut at the layer]
 The model runs inside `isolation`: gradients are on and nothing requires one, so the forward pass stores nothing. At a
 target layer a hook makes the output a leaf and hands a clone of it on. From there on a graph is recorded, and it is
 recorded only there: what comes before the layer costs what it costs without gradients. The clone matters: an in-place
-operation after the layer (a ReLU, mostly) changes the clone, and not the activation that the map is made of.
+operation after the layer (a ReLU, mostly) changes the clone, and not the activation that the map is made of. Where a
+layer returns its own input, it is the other way round: the leaf is the copy, and the graph begins in the tensor itself.
 
 An output that already depends on an earlier leaf is not cut off from it, or the earlier layer would lose its gradient.
 
@@ -88,14 +89,14 @@ def recorded(
     recordings = {name: Recording() for name in layers}
 
     def attach(name: str) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             activation = find_activation(output)
             if activation is None:
                 recordings[name].refused = output
                 return None
             earlier = _points(recordings)
             recordings[name].reopened |= bool(earlier) and not torch.is_grad_enabled()
-            leaf, handed_on = _begin_graph(activation)
+            leaf, handed_on = _begin_graph(activation, is_input=any(given is activation for given in args))
             if not recordings[name].closed:
                 recordings[name].calls.append(leaf)
                 if torch.is_inference_mode_enabled():
@@ -131,14 +132,19 @@ def _points(recordings: Mapping[str, Recording]) -> list[Tensor]:
     return [call for recording in recordings.values() for call in recording.calls]
 
 
-def _begin_graph(activation: Tensor) -> tuple[Tensor, Tensor]:
-    """The activation as a point to differentiate at, and the clone that the rest of the network gets."""
+def _begin_graph(activation: Tensor, *, is_input: bool) -> tuple[Tensor, Tensor]:
+    """The activation as a point to differentiate at, and the tensor that the rest of the network gets."""
     # The layer may lie in a `no_grad` block of the model. Gradients stay on from here to the end of that block; then
     # the block restores what was on before it.
     torch.set_grad_enabled(True)
     with torch.inference_mode(False):
         if activation.requires_grad:
             return activation, activation.clone()
+        if is_input and activation.grad_fn is None and not activation.is_inference() and activation._base is None:
+            # An in-place layer, or one that passes its input on: others may hold the same tensor under another name.
+            # So the graph begins in that tensor itself.
+            leaf = activation.clone().requires_grad_()
+            return leaf, activation.copy_(leaf)
         plain = activation.clone() if activation.is_inference() else activation.detach()
         leaf = plain.requires_grad_()
         return leaf, leaf.clone()

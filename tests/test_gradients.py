@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gradcam_callback import compute_cam
 from gradcam_callback.gradients import LayerGradient, Recording, differentiate, recorded
 from gradcam_callback.isolation import isolated
 from gradcam_callback.layers import find_activation
@@ -605,3 +606,49 @@ def test_nothing_is_recorded_before_the_layer(maps: Tensor) -> None:
     with isolated(stem), recorded({"layer": layer}, find_activation) as recordings:
         differentiate(total(layer(stem(maps))), recordings)
     assert histories == [None]
+
+
+# A layer that returns its own input
+
+
+class Reusing(nn.Module):
+    """Uses a tensor again under its old name, after a layer that returned it."""
+
+    def __init__(self, layer: nn.Module, afterwards: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.layer, self.head = nn.Conv2d(3, 4, 3), layer, nn.Linear(4, 5)
+        self.afterwards = afterwards
+
+    def forward(self, images: Tensor) -> Tensor:
+        before = self.conv(images)
+        return self.head(self.afterwards(before, self.layer(before)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "afterwards", "weight"),
+    [
+        (nn.ReLU(inplace=True), lambda before, after: before + after, 2.0),
+        (nn.ReLU(inplace=True), lambda before, after: before, 1.0),
+        (nn.Identity(), lambda before, after: before + after, 2.0),
+        (nn.Dropout(), lambda before, after: before * 3, 3.0),
+    ],
+)
+def test_a_tensor_under_two_names_gets_its_whole_gradient(
+    layer: nn.Module, afterwards: Callable[[Tensor, Tensor], Tensor], weight: float
+) -> None:
+    model, images = Reusing(layer, afterwards).eval(), torch.randn(2, 3, 6, 6)
+    result = compute_cam(model, images, "layer", target=1)
+    with torch.no_grad():
+        activation = layer(model.conv(images))
+    gradient = weight * model.head.weight[1].detach() / 16  # through the mean over 4 x 4 places
+    expected = torch.einsum("k,nkhw->nhw", gradient, activation).relu()
+    torch.testing.assert_close(result.cams["layer"], expected)
+    torch.testing.assert_close(result.scores, model(images)[:, 1].detach())
+
+
+def test_an_input_that_is_changed_after_an_identity_is_changed_for_both() -> None:
+    model = Reusing(nn.Identity(), lambda before, after: (before.relu_(), after)[1]).eval()
+    images = torch.randn(2, 3, 6, 6)
+    result = compute_cam(model, images, "layer", target=1)
+    torch.testing.assert_close(result.scores, model(images)[:, 1].detach())
