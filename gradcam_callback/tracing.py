@@ -4,7 +4,15 @@ Note [Alive when it is used]
 
 Whether a tensor carries a gradient is looked up when the next operation uses it, and not when it was made. Much happens
 in between: `requires_grad_(False)` on it, an in-place operation, or the end of a custom `autograd.Function`, whose
-inside runs without gradients and whose result gets its history only when it returns.
+inside runs without gradients and whose result gets its history only when it returns. And it has to lead to the layer: a
+weight that requires a gradient gives one to the score, too.
+
+Note [Who made a tensor]
+
+A tensor is known by its identity and its version. Memory can also be written to, or seen, by other objects: a view,
+a detached alias, the input that a custom function returns. So of an unknown tensor the memory is looked up, and then
+the graph of autograd. Where memory that carries a gradient appears again without one, and no call was seen that took it
+away, a step without a name and without a line stands for what happened.
 
 Note [What the wall makes impossible]
 
@@ -12,6 +20,12 @@ Some calls work under `no_grad`, where people's validation runs, and raise with 
 `requires_grad = False` on what is no leaf, an operation that would save a tensor made in inference mode. A model must
 not fail because it is watched. So such a call is done as it would be without gradients: on detached tensors, or on a
 copy.
+
+Note [Inference mode is softened]
+
+A tensor made in inference mode can never carry a gradient again. While a model is watched, such a block of its own
+therefore only switches gradients off, like `no_grad`. It computes the same values, it can be crossed, and a layer that
+runs in it can switch them on again.
 """
 
 from __future__ import annotations
@@ -19,8 +33,9 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
 from typing import Any
@@ -29,33 +44,51 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils.hooks import RemovableHandle
 
 from gradcam_callback.causes import Cause
 
 _OURS = os.path.dirname(os.path.abspath(__file__))
-_AT_THE_LAYER = (os.path.join(_OURS, "gradients.py"), os.path.abspath(__file__))  # whose calls are not the model's
 _CALL_FILE = os.path.join(_OURS, "explain.py")
 
 _DETACHING = (torch.Tensor.detach, torch.Tensor.detach_, torch.detach, torch.detach_, torch.Tensor.data.__get__)  # type: ignore[attr-defined]
 _SET_REQUIRES_GRAD = torch.Tensor.requires_grad.__set__  # type: ignore[attr-defined]
-_COPYING = {"tensor", "new_tensor"}
+_COPYING = {"tensor", "new_tensor", "asarray"}
+# What makes a tensor of numbers; of a tensor that is given for a number, the number is taken.
+_FILLING = {"full", "full_like", "new_full", "arange", "linspace", "logspace", "scalar_tensor"}
 # What gives a value to Python, NumPy or another library.
 _LEAVING = {
     *("numpy", "__array__", "item", "tolist", "__float__", "__int__", "__index__", "__complex__", "__bool__"),
-    *("__dlpack__", "untyped_storage", "storage", "data_ptr"),
+    *("__dlpack__", "untyped_storage", "storage", "data_ptr", "__contains__", "__format__", "__repr__", "__deepcopy__"),
+    *("__reduce_ex__", "equal", "allclose", "is_nonzero"),
 }
-# What looks at a tensor's shape or kind only; its result does not depend on the values.
-_SHAPE_ONLY = {"new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided"}
-_LIKE_SECOND = {"expand_as", "view_as", "reshape_as", "type_as"}
+# Of the first argument, these look at the shape or the kind only: the result does not depend on its values.
+_SHAPE_ONLY = {"new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "new_tensor"}
+# And these of the second.
+_LIKE_SECOND = {"expand_as", "view_as", "reshape_as", "type_as", "to"}
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A line of Python that was being executed."""
+    """A line of Python that was being executed.
+
+    Attributes:
+        file: The path of the file.
+        line: The line's number, from 1.
+        function: The function that the line is in.
+        module: The identity of the module whose call it is a part of, where the line is that call's own.
+    """
 
     file: str
     line: int
     function: str
+    module: int | None = field(default=None, compare=False)
+
+
+def frame_of(frame: FrameType, line: int) -> Frame:
+    """The record of a frame."""
+    called = frame.f_locals.get("self") if frame.f_code.co_name == "_call_impl" else None
+    return Frame(frame.f_code.co_filename, line, frame.f_code.co_name, None if called is None else id(called))
 
 
 @dataclass(frozen=True)
@@ -64,10 +97,11 @@ class Use:
 
     Attributes:
         producer: The index of the step that made it; 0 is the layer.
-        alive: Whether it carries a gradient; see Note [Alive when it is used].
+        alive: Whether it carries a gradient to the layer; see Note [Alive when it is used].
         edge: Where its gradient can be asked for; None if it is not alive.
         shape: Its shape.
         finite: Whether all its values are finite.
+        floating: Whether it holds numbers that a gradient could belong to, and not flags or indices.
     """
 
     producer: int
@@ -75,6 +109,7 @@ class Use:
     edge: GradientEdge | None
     shape: tuple[int, ...]
     finite: bool
+    floating: bool = True
 
 
 @dataclass(frozen=True)
@@ -83,13 +118,13 @@ class Step:
 
     Attributes:
         index: Its position in the trace.
-        operation: The function's name, e.g. "torch.Tensor.detach"; of a custom function, its class's name.
+        operation: The function's name, e.g. "Tensor.detach"; of a custom function, its class's name.
         module: The dotted name of the module in whose forward it happened; "" is the model itself.
         uses: The tensors it used that depend on the layer.
         nature: Why its result carries no gradient if its inputs did, where the call itself tells.
         event: The number of the call that is to blame (the `detach`, the beginning of the `no_grad` block), by which
             it can be bridged; None where it cannot.
-        frames: Innermost first, up to the call of the model.
+        frames: Innermost first, up to the call of the model; empty where no call was seen.
         shape: Of its first result.
         finite: Whether all values of its results are finite.
         written: The addresses of the memory that it changed in place.
@@ -113,17 +148,24 @@ class Trace:
 
     Attributes:
         steps: Step 0 is the layer.
-        departures: Calls that gave a value which depends on the layer to Python or another library.
+        departures: Calls that gave a value which depends on the layer to Python or another library: their numbers,
+            and each as a step that stands where the next one would.
         modules: The dotted names of the modules that ran before the layer had finished.
+        blocks: Where gradients were switched off behind the layer, each as a step without a line.
         begun_in: NO_GRAD or INFERENCE_MODE, if the layer itself ran in such a block of the model.
-        saved: What autograd saved for backward: the address of the memory, and the step that saved it.
+        begun_at: How many steps there were when the layer handed its output on; more than 0 only if the trace began
+            before it.
+        spoilt: What autograd saved for backward and found changed: the address of the memory, and the step that saved
+            it. Filled while backward runs.
     """
 
     steps: list[Step] = field(default_factory=list)
-    departures: list[Step] = field(default_factory=list)
+    departures: list[tuple[int, Step]] = field(default_factory=list)
     modules: list[str] = field(default_factory=list)
+    blocks: list[Step] = field(default_factory=list)
     begun_in: Cause | None = None
-    saved: list[tuple[int, int]] = field(default_factory=list)
+    begun_at: int = 0
+    spoilt: list[tuple[int, int]] = field(default_factory=list)
 
 
 class Lenient(TorchFunctionMode):
@@ -132,31 +174,107 @@ class Lenient(TorchFunctionMode):
     See Note [What the wall makes impossible].
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        # Views that were told to require no gradient: they cannot be detached in place, so another goes on for them.
+        self._replaced: dict[int, tuple[Tensor, Tensor]] = {}
+        self._refusal = ""  # what torch said to the last call that it would not do
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Call a torch function, if need be without gradients."""
-        return self._call(func, args, dict(kwargs or {}))
+        return self._call(func, *self._as_replaced(args, dict(kwargs or {})))
+
+    def _as_replaced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if not self._replaced:
+            return args, kwargs
+        return _mapped(args, self._replacement), _mapped(kwargs, self._replacement)
+
+    def _replacement(self, tensor: Tensor) -> Tensor:
+        return self._replaced.get(id(tensor), (tensor, tensor))[1]
 
     def _call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             return func(*args, **kwargs)
-        except RuntimeError:
+        except (RuntimeError, BufferError) as error:
+            self._refusal = str(error)
             tensors = list(_tensors((args, kwargs)))
-            if _switches_off(func, args, kwargs):
-                # In place, because it is this tensor that the caller goes on with.
-                detached = args[0].detach_()
-                return None if func == _SET_REQUIRES_GRAD else detached
+            if _switches_off(func, args, kwargs) or func is torch.Tensor.detach_:
+                return self._switched_off(func, args[0])
             if any(tensor.is_inference() for tensor in tensors) and not torch.is_inference_mode_enabled():
                 return func(*_mapped(args, _plain), **_mapped(kwargs, _plain))
             if not any(tensor.requires_grad for tensor in tensors):
                 raise
             with torch.no_grad():
-                return func(*_mapped(args, Tensor.detach), **_mapped(kwargs, Tensor.detach))
+                return func(*_mapped(args, _detached), **_mapped(kwargs, _detached))
+
+    def _switched_off(self, func: Callable[..., Any], tensor: Tensor) -> Tensor | None:
+        # In place, because it is this tensor that the caller goes on with.
+        if tensor._is_view():
+            self._replaced[id(tensor)] = tensor, tensor.detach()
+        else:
+            tensor.detach_()
+        return None if func == _SET_REQUIRES_GRAD else tensor
 
 
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    return tensor.detach() if tensor.requires_grad else tensor
+
+
+class _Makers:
+    """Which step made a tensor. See Note [Who made a tensor]."""
+
+    def __init__(self) -> None:
+        self._steps: dict[tuple[int, int], int] = {}
+        self._writers: dict[int, int] = {}
+        self._alive: dict[int, Tensor] = {}
+        self._nodes: dict[Any, int | None] = {}  # of autograd's graph; None: does not lead to the layer
+        self._kept: list[Tensor] = []  # so that no identity and no address is given away a second time
+
+    def add(self, tensor: Tensor, step: int, layer: bool = False) -> None:
+        """This step made it, as it is now. Of what the layer itself hands on, the graph begins there."""
+        self._kept.append(tensor)
+        self._steps[_key(tensor)] = step
+        address = _address(tensor)
+        if address:
+            self._writers[address] = step
+        node = _node(tensor)
+        if node is not None and (layer or self.origin(node) is not None):
+            self._nodes[node] = step
+            self._alive[address] = tensor
+
+    def known(self, tensor: Tensor) -> int | None:
+        """The step that made this very tensor in its present version."""
+        return self._steps.get(_key(tensor))
+
+    def writer(self, tensor: Tensor) -> int | None:
+        """The last step that made anything of its memory."""
+        return self._writers.get(_address(tensor))
+
+    def alive_at(self, tensor: Tensor) -> Tensor | None:
+        """The last tensor of the same memory that carried a gradient."""
+        return self._alive.get(_address(tensor))
+
+    def origin(self, node: Any) -> int | None:
+        """The last step before a node of autograd's graph; None if the node does not lead to the layer."""
+        waiting = [node]
+        while waiting:
+            current = waiting[-1]
+            parents = [parent for parent, _ in current.next_functions if parent is not None]
+            unknown = [parent for parent in parents if parent not in self._nodes]
+            if current not in self._nodes and unknown:
+                waiting += unknown
+                continue
+            if current not in self._nodes:
+                found = [step for parent in parents if (step := self._nodes[parent]) is not None]
+                self._nodes[current] = max(found, default=None)
+            waiting.pop()
+        return self._nodes[node]
 
 
 class Tracer(Lenient):
@@ -165,27 +283,39 @@ class Tracer(Lenient):
     Args:
         bridged: The numbers of calls that are not done, so that the gradient gets past them: a `detach` returns its
             argument, gradients are not switched off.
-        disturbed: The number of a departure whose value is changed, to see whether the score depends on it.
+        disturb: For the numbers of the departures whose value is changed, to see whether the score depends on them:
+            what to change it by.
         recording: Whether to record. Without it, only the cuts are crossed.
+        noting_saved: Whether to look, in backward, for tensors that were changed after they had been saved.
+        from_inputs: Whether the trace begins at what the model is given, and not at the layer.
     """
 
     def __init__(
-        self, *, bridged: frozenset[int] = frozenset(), disturbed: int | None = None, recording: bool = True
+        self,
+        *,
+        bridged: frozenset[int] = frozenset(),
+        disturb: Mapping[int, Callable[[Tensor], Tensor]] | None = None,
+        recording: bool = True,
+        noting_saved: bool = False,
+        from_inputs: bool = False,
     ) -> None:
         super().__init__()
         self.trace = Trace()
         self._bridged = bridged
-        self._disturbed = disturbed
+        self._disturb = disturb or {}
         self._recording = recording
-        self._functions = _custom_functions() if recording else {}
+        self._noting_saved = noting_saved
+        self._from_inputs = from_inputs
+        self._functions: dict[CodeType, str] = {}
         self._begun = False
-        self._switched_off = False
         self._events = 0
-        self._block: int | None = None
+        self._entering: Cause = Cause.NO_GRAD
+        self._off: tuple[Cause, int | None] | None = None  # the outermost block of the model that is in force
+        self._last_mode: Cause | None = None  # that of the last operation before the layer had finished
         self._departures = 0
-        self._producers: dict[tuple[int, int], int] = {}
-        self._writers: dict[int, int] = {}
-        self._kept: list[Tensor] = []  # so that no identity is given away a second time
+        self._makers = _Makers()
+        self._finite: dict[tuple[int, int], bool] = {}
+        self._kept: list[Tensor] = []
         self._stack: list[str] = []
 
     @contextmanager
@@ -193,58 +323,100 @@ class Tracer(Lenient):
         """Trace while the model runs inside."""
         with ExitStack() as stack:
             for name, module in model.named_modules():
-                if not isinstance(module, torch.jit.ScriptModule) or name == "":
-                    enter = module.register_forward_pre_hook(self._enter(name), prepend=True)
+                if not isinstance(module, torch.jit.ScriptModule):
+                    name = name.replace("_orig_mod.", "").removesuffix("_orig_mod")
+                    enter = module.register_forward_pre_hook(self._enter(name.removesuffix(".")), prepend=True)
                     leave = module.register_forward_hook(self._leave, always_call=True)
                     stack.callback(enter.remove)
                     stack.callback(leave.remove)
-            stack.enter_context(_inference_blocks(self))
-            if self._recording:
-                stack.enter_context(saved_tensors_hooks(self._note_saved, lambda tensor: tensor))
+            stack.enter_context(softened_inference(self))
+            if self._noting_saved:
+                stack.enter_context(saved_tensors_hooks(self._note_saved, self._note_spoilt))
             stack.enter_context(self)
             yield self
+
+    @contextmanager
+    def entering(self, cause: Cause) -> Iterator[None]:
+        """If gradients are switched off inside, this is why."""
+        self._entering, before = cause, self._entering
+        try:
+            yield
+        finally:
+            self._entering = before
 
     def begin(self, activation: Tensor) -> None:
         """From here on, what is computed from this tensor is followed."""
         self._begun = True
-        if self._recording:
-            if not self.trace.steps:
-                if torch.is_inference_mode_enabled():
-                    self.trace.begun_in = Cause.INFERENCE_MODE
-                elif self._switched_off:
-                    self.trace.begun_in = Cause.NO_GRAD
-                module = self._stack[-1] if self._stack else ""
-                finite = _is_finite([activation])
-                self.trace.steps.append(Step(0, "layer", module, (), None, None, (), tuple(activation.shape), finite))
-            self._produce(activation, 0)
+        if not self._recording:
+            return
+        if not self.trace.steps:
+            self.trace.begun_in = self._last_mode
+            shape, finite = tuple(activation.shape), _is_finite(activation)
+            self.trace.steps.append(Step(0, "layer", self._module(), (), None, None, (), shape, finite))
+        elif not self.trace.begun_at:
+            self.trace.begun_at = len(self.trace.steps)
+        self._makers.add(activation, 0, layer=True)
 
     def use_of(self, tensor: Tensor) -> Use | None:
         """How a tensor stands now; None if it does not depend on the layer."""
-        producer = self._producer(tensor)
+        node = _node(tensor)
+        origin = None if node is None else self._makers.origin(node)
+        alive = tensor.requires_grad and origin is not None
+        producer = self._makers.known(tensor)
+        if producer is None:
+            producer = self._unknown_producer(tensor, origin if alive else None)
         if producer is None:
             return None
-        edge = get_gradient_edge(tensor) if tensor.requires_grad else None
-        return Use(producer, tensor.requires_grad, edge, tuple(tensor.shape), _is_finite([tensor]))
+        edge = get_gradient_edge(tensor) if alive else None
+        return Use(producer, alive, edge, tuple(tensor.shape), self._is_finite(tensor), tensor.is_floating_point())
+
+    def _unknown_producer(self, tensor: Tensor, origin: int | None) -> int | None:
+        writer = self._makers.writer(tensor)
+        before = self._makers.alive_at(tensor)
+        if origin is None and writer is not None and before is not None and self._makers.known(before) == writer:
+            use = self.use_of(before)
+            return self._unseen("", Cause.DETACHED, () if use is None else (use,), tensor)
+        if writer is not None or origin is None:
+            return writer
+        operation, parents = type(tensor.grad_fn).__name__, tensor.grad_fn.next_functions  # type: ignore[union-attr]
+        uses = [
+            Use(producer, True, GradientEdge(node, number), (), True)
+            for node, number in parents
+            if node is not None and (producer := self._makers.origin(node)) is not None
+        ]
+        custom = isinstance(tensor.grad_fn, torch.autograd.function.BackwardCFunction)
+        return self._unseen(operation, Cause.CUSTOM_FUNCTION if custom else None, tuple(uses), tensor)
+
+    def _unseen(self, operation: str, nature: Cause | None, uses: tuple[Use, ...], result: Tensor) -> int:
+        """A step that no call was seen of."""
+        index = len(self.trace.steps)
+        shape, finite = tuple(result.shape), self._is_finite(result)
+        self.trace.steps.append(Step(index, operation, self._module(), uses, nature, None, (), shape, finite))
+        self._makers.add(result, index)
+        return index
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Call a torch function, record it, or cross it."""
-        kwargs = dict(kwargs or {})
+        args, kwargs = self._as_replaced(args, dict(kwargs or {}))
         name = getattr(func, "__name__", "")
-        if sys._getframe(1).f_code.co_filename in _AT_THE_LAYER:
+        if os.path.dirname(sys._getframe(1).f_code.co_filename) == _OURS and name != "_set_grad_enabled":
             return self._call(func, args, kwargs)
+        if torch.is_grad_enabled():
+            self._off = None
         if name == "_set_grad_enabled":
             return self._switch(func, bool(args[0]))
         if not self._begun:
+            self._last_mode = self._off[0] if self._off else None if torch.is_grad_enabled() else Cause.NO_GRAD
             return self._call(func, args, kwargs)
         nature = _nature(func, name, args, kwargs)
-        event = self._next_event() if nature is not None and nature is not Cause.LEFT_TORCH else None
+        event = self._next_event() if nature not in (None, Cause.LEFT_TORCH) or name == "register_hook" else None
         if event in self._bridged and event is not None:
-            return None if func == _SET_REQUIRES_GRAD else args[0]
+            return self._cross(func, name, args)
         if name in _LEAVING:
             return self._depart(func, name, args, kwargs)
-        if not self._recording or name.endswith("_like") or name in _SHAPE_ONLY:
+        if not self._recording:
             return self._call(func, args, kwargs)
         return self._record(func, name, args, kwargs, nature, event)
 
@@ -252,41 +424,61 @@ class Tracer(Lenient):
         self._events += 1
         return self._events
 
-    def _switch(self, func: Callable[..., Any], enabled: bool) -> None:
-        """A block that switches gradients off or on. A bridged one is not entered."""
-        self._switched_off = not enabled
-        if enabled:
-            self._block = None
-        elif self._begun:
-            event = self._next_event()
-            if event in self._bridged:
-                return
-            self._block = event
-        func(enabled)
+    def _cross(self, func: Callable[..., Any], name: str, args: tuple[Any, ...]) -> Any:
+        """Leave a call out, and give back what the caller goes on with."""
+        use = self.use_of(args[0]) if self._recording else None
+        if use is not None:  # so that the steps have the same numbers as without crossing
+            index, operation = len(self.trace.steps), _spoken(func, name)
+            step = Step(index, operation, self._module(), (use,), None, None, (), use.shape, use.finite)
+            self.trace.steps.append(step)
+        if name == "register_hook":
+            return RemovableHandle(OrderedDict())
+        return None if func == _SET_REQUIRES_GRAD else args[0]
 
-    def _enter_inference(self) -> bool:
-        """Whether an inference_mode block that begins now is to be entered; see `_inference_blocks`."""
-        if not self._begun:
-            return True
-        event = self._next_event()
-        if event in self._bridged:
-            return False
-        self._block = event
-        return True
+    def _switch(self, func: Callable[..., Any], enabled: bool) -> None:
+        """Gradients are switched off or on: by a block, when it begins and when it ends, or by a function.
+
+        Both are counted, so that the numbers stay the same when one is crossed.
+        """
+        event = self._next_event() if self._begun else None
+        if not enabled and event is not None and event in self._bridged:
+            return
+        func(enabled)
+        if enabled:
+            self._off = None
+        elif self._off is None and self._custom_function() is None:
+            self._off = self._entering, event
+            block = Step(len(self.trace.steps), "", self._module(), (), self._entering, event, (), (), True)
+            self.trace.blocks += [block] if event is not None else []
+
+    def _custom_function(self) -> str | None:
+        """The custom function whose forward is being run. Its inside runs without gradients in any case."""
+        return self._frames()[1] if self._recording else None
+
+    def _frames(self) -> tuple[tuple[Frame, ...], str | None]:
+        frames, custom = _frames(self._functions)
+        if custom is None and not torch.is_grad_enabled() and self._off is None:
+            self._functions = _custom_functions()  # a function may be defined while the model runs
+            frames, custom = _frames(self._functions)
+        return frames, custom
+
+    def _module(self) -> str:
+        return self._stack[-1] if self._stack else ""
 
     def _depart(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        use = self.use_of(args[0]) if self._recording and isinstance(args[0], Tensor) else None
+        given = [*_tensors((args, kwargs))] if self._recording else []
+        uses = tuple(use for tensor in given if (use := self.use_of(tensor)) is not None)
         self._departures += 1
-        if use is not None:
-            frames, custom = _frames(self._functions)
+        number = self._departures
+        if uses:
+            frames, custom = self._frames()
             nature = Cause.CUSTOM_FUNCTION if custom else Cause.LEFT_TORCH
-            module = self._stack[-1] if self._stack else ""
-            step = Step(
-                self._departures, custom or _spoken(func, name), module, (use,), nature, None, frames, use.shape, True
-            )
-            self.trace.departures.append(step)
-        if self._departures == self._disturbed:
-            args = (disturbed(args[0]), *args[1:])
+            index, operation = len(self.trace.steps), custom or _spoken(func, name)
+            step = Step(index, operation, self._module(), uses, nature, None, frames, uses[0].shape, True)
+            self.trace.departures.append((number, step))
+        if number in self._disturb:
+            args = _mapped(args, self._disturb[number])
+            self._kept += _tensors(args)  # a pointer to its memory may be all that is left of it
         return self._call(func, args, kwargs)
 
     def _record(
@@ -298,54 +490,78 @@ class Tracer(Lenient):
         nature: Cause | None,
         event: int | None,
     ) -> Any:
-        given = list(_tensors((args[:1] if name in _LIKE_SECOND else args, kwargs)))
-        uses = tuple(use for tensor in given if (use := self.use_of(tensor)) is not None)
-        versions = [_version(tensor) for tensor in given]
-        switched_off, inference = not torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        given = _given(name, args, kwargs)
+        seen = [(tensor, _version(tensor), self.use_of(tensor), self._memory_of(tensor)) for tensor in given]
+        disabled = not torch.is_grad_enabled()
+        self._refusal = ""
         result = self._call(func, args, kwargs)
-        changed = [tensor for tensor, version in zip(given, versions, strict=True) if _version(tensor) != version]
-        # Of `requires_grad = False`, the result is the tensor itself, which nothing has changed.
-        made = [args[0]] if nature is Cause.REQUIRES_GRAD_OFF else [*_tensors(result), *changed]
+        changed = [tensor for tensor, version, _, _ in seen if _version(tensor) != version]
+        used = [memory if _version(tensor) != version and memory else (own,) for tensor, version, own, memory in seen]
+        uses = tuple(use for group in used for use in group if use is not None)
+        # Of what switches off or listens, the result is the tensor itself, which nothing has changed.
+        itself = nature is Cause.REQUIRES_GRAD_OFF or name == "register_hook"
+        bases = [tensor._base for tensor in changed if tensor._base is not None]
+        made = [args[0], self._replacement(args[0])] if itself else [*_tensors(result), *changed, *bases]
         if not uses or not made:
             return result
-        frames, custom = _frames(self._functions)
-        if custom:
-            nature, event = Cause.CUSTOM_FUNCTION, None
-        elif nature is None and (switched_off or inference):
-            nature, event = (Cause.INFERENCE_MODE if inference else Cause.NO_GRAD), self._block
-        index = len(self.trace.steps)
-        module = self._stack[-1] if self._stack else ""
-        operation = custom or _spoken(func, name)
-        shape, finite = tuple(made[0].shape), _is_finite(made)
+        frames, custom = self._frames()
+        nature, event = self._blame(nature, event, custom, disabled)
+        index, operation = len(self.trace.steps), custom or _spoken(func, name)
+        shape, finite = tuple(made[0].shape), all(map(self._is_finite, made))
         written = frozenset(map(_address, changed))
-        self.trace.steps.append(Step(index, operation, module, uses, nature, event, frames, shape, finite, written))
+        step = Step(index, operation, self._module(), uses, nature, event, frames, shape, finite, written)
+        self.trace.steps.append(step)
         for tensor in made:
-            if nature is not None or self._producers.get(_key(tensor)) is None:
-                self._produce(tensor, index)
+            # A call may give back what it was given, unchanged: then it is still of the step that made it.
+            if itself or func in _DETACHING or self._makers.known(tensor) is None:
+                self._makers.add(tensor, index)
         return result
 
-    def _note_saved(self, tensor: Tensor) -> Tensor:
-        self.trace.saved.append((_address(tensor), len(self.trace.steps)))
+    def _blame(
+        self, nature: Cause | None, event: int | None, custom: str | None, disabled: bool
+    ) -> tuple[Cause | None, int | None]:
+        """Why a call's result carries no gradient, and the number of the call to cross: what lies furthest out."""
+        if custom:
+            return self._off or (Cause.CUSTOM_FUNCTION, None)
+        if nature is None and disabled:
+            return self._off or (Cause.NO_GRAD, None)
+        return (Cause.INPLACE_MODIFIED, None) if "modified inplace" in self._refusal else (nature, event)
+
+    def _memory_of(self, tensor: Tensor) -> tuple[Use | None, ...]:
+        """What an in-place operation on it changes besides: the tensor it is a view of, or that it is an alias of.
+
+        They are looked at before, because autograd gives them a new history.
+        """
+        base, alive = tensor._base, self._makers.alive_at(tensor)
+        others = [other for other in (base, alive) if other is not None and other is not tensor]
+        if not others:
+            return ()
+        own = () if base is not None else (self.use_of(tensor),)
+        return (*own, *(self.use_of(other) for other in others[:1]))
+
+    def _is_finite(self, tensor: Tensor) -> bool:
+        key = _key(tensor)
+        if key not in self._finite:
+            self._kept.append(tensor)
+            self._finite[key] = _is_finite(tensor)
+        return self._finite[key]
+
+    def _note_saved(self, tensor: Tensor) -> tuple[Tensor, int, int]:
+        return tensor, _version(tensor), len(self.trace.steps)
+
+    def _note_spoilt(self, saved: tuple[Tensor, int, int]) -> Tensor:
+        tensor, version, step = saved
+        if _version(tensor) != version:
+            self.trace.spoilt.append((_address(tensor), step))
         return tensor
 
-    def _produce(self, tensor: Tensor, index: int) -> None:
-        self._kept.append(tensor)
-        self._producers[_key(tensor)] = index
-        self._writers[_address(tensor)] = index
-
-    def _producer(self, tensor: Tensor) -> int | None:
-        found = self._producers.get(_key(tensor))
-        if found is None:
-            # Written to through another view of the same memory, or made where no call can be seen (in a scripted
-            # function): what requires a gradient depends on the layer, because nothing else here does.
-            found = self._writers.get(_address(tensor), 0 if tensor.requires_grad else None)
-        return found
-
     def _enter(self, name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: Any) -> None:
+        def hook(_module: nn.Module, args: Any) -> None:
             self._stack.append(name)
             if not self._begun:
                 self.trace.modules.append(name)
+                for tensor in _tensors(args) if self._from_inputs else ():
+                    self.begin(tensor)
 
         return hook
 
@@ -382,36 +598,46 @@ class Witness(Lenient):
 
 
 @contextmanager
-def _inference_blocks(tracer: Tracer) -> Iterator[None]:
-    """Let the tracer see where the model enters `inference_mode`, which no function mode is told of."""
-    original = torch.inference_mode.__enter__
+def softened_inference(tracer: Tracer | None = None) -> Iterator[None]:
+    """While a model runs, its `inference_mode` is a second `no_grad`. See Note [Inference mode is softened]."""
+    block = torch.inference_mode
+    originals = block.__enter__, block.__exit__
 
-    def enter(block: Any) -> None:
-        mode = block.mode
-        if mode and not tracer._enter_inference():
-            block.mode = torch.is_inference_mode_enabled()
-        try:
-            original(block)
-        finally:
-            block.mode = mode
+    def enter(self: Any) -> None:
+        self._gradients_before = torch.is_grad_enabled()
+        with nullcontext() if tracer is None else tracer.entering(Cause.INFERENCE_MODE):
+            torch._C._set_grad_enabled(not self.mode)
 
-    torch.inference_mode.__enter__ = enter  # type: ignore[method-assign]
+    def leave(self: Any, *_error: Any) -> None:
+        torch._C._set_grad_enabled(self._gradients_before)
+
+    block.__enter__, block.__exit__ = enter, leave  # type: ignore[method-assign]
     try:
         yield
     finally:
-        torch.inference_mode.__enter__ = original  # type: ignore[method-assign]
+        block.__enter__, block.__exit__ = originals  # type: ignore[method-assign]
 
 
-def disturbed(tensor: Tensor) -> Tensor:
-    """Another value of the same kind, to see whether anything depends on it."""
+def disturbed(tensor: Tensor, attempt: int = 0) -> Tensor:
+    """Another value of the same kind, to see whether anything depends on it.
+
+    Args:
+        tensor: Of any kind.
+        attempt: Which of `ATTEMPTS` values. What is computed from one may by chance be the same (the position of the
+            maximum, say), or not be possible (an index out of range).
+    """
     tensor = tensor.detach().clone()
     if tensor.dtype == torch.bool:
         return ~tensor
     if not tensor.is_floating_point():
-        return tensor + 1
-    generator = torch.Generator().manual_seed(0)
+        return tensor + (1, -1, 2)[attempt]
+    generator = torch.Generator().manual_seed(attempt)
     noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float32).to(tensor) + 0.5
-    return tensor * noise + noise * tensor.abs().mean().nan_to_num(1.0) + 1e-3 * noise
+    sign = -1 if attempt == 1 else 1
+    return sign * tensor * noise + noise * tensor.abs().mean().nan_to_num(1.0) + 1e-3 * noise
+
+
+ATTEMPTS = range(3)
 
 
 def _nature(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cause | None:
@@ -420,7 +646,7 @@ def _nature(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: 
         return Cause.DETACHED
     if _switches_off(func, args, kwargs):
         return Cause.REQUIRES_GRAD_OFF
-    return Cause.LEFT_TORCH if name in _COPYING else None
+    return Cause.LEFT_TORCH if name in _COPYING | _FILLING else None
 
 
 def _switches_off(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -435,6 +661,15 @@ def _spoken(func: Callable[..., Any], name: str) -> str:
     """The function's name as people write it: "Tensor.detach", "nn.functional.linear"."""
     full = resolve_name(func) or name
     return full.removeprefix("torch.").removesuffix(".__get__").removesuffix(".__set__")
+
+
+def _given(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors on whose values the result of a call may depend."""
+    if name in _LIKE_SECOND:
+        args = args[:1]
+    elif name in _SHAPE_ONLY or name.endswith("_like"):
+        args = args[1:]
+    return list(_tensors((args, kwargs)))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -459,6 +694,14 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+def _node(tensor: Tensor) -> Any:
+    """Its node in autograd's graph, if it has one; a view that was changed in a forbidden way has none."""
+    try:
+        return tensor.grad_fn
+    except RuntimeError:
+        return None
+
+
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
@@ -474,9 +717,13 @@ def _address(tensor: Tensor) -> int:
         return 0
 
 
-def _is_finite(tensors: Iterable[Tensor]) -> bool:
-    floating = (tensor.detach() for tensor in tensors if tensor.is_floating_point())
-    return all(bool(tensor.isfinite().all()) for tensor in floating)
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point():
+        return True
+    try:
+        return bool(tensor.detach().isfinite().all())
+    except RuntimeError:  # under vmap, whose tensors have no values to ask for
+        return True
 
 
 def _custom_functions() -> dict[CodeType, str]:
@@ -505,7 +752,7 @@ def _frames(functions: Mapping[CodeType, str], start: FrameType | None = None) -
         if frame.f_code in functions:
             custom, frames = functions[frame.f_code], []
         elif os.path.dirname(file) != _OURS:
-            frames.append(Frame(file, frame.f_lineno, frame.f_code.co_name))
+            frames.append(frame_of(frame, frame.f_lineno))
         frame = frame.f_back
     return tuple(frames), custom
 

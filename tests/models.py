@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 CLASSES = ("ant", "bee", "cat")
+# ModelCheckpoint keeps objects of its own in a checkpoint; older versions of Lightning load them unasked.
+UNPICKLE = {"weights_only": False} if "weights_only" in inspect.signature(Trainer.fit).parameters else {}
 STEPS = 3
 """Training batches in an epoch of `loader(24)`."""
 

@@ -12,7 +12,7 @@ import torch
 from conftest import Run
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from models import STEPS, Classifier, Faulty, Network, Spots, ZeroHead, detached, loader
+from models import STEPS, UNPICKLE, Classifier, Faulty, Network, Spots, ZeroHead, detached, loader
 from torch import Tensor
 
 from gradcam_callback import Cause, GradCAMCallback, GradientNullError, GradientNullWarning, TensorProbes
@@ -375,7 +375,7 @@ def test_raise_raises_on_resume(run: MakeRun) -> None:
     path = str(next(first.folder.rglob("*.ckpt")))
     second = run(cb(on_null="raise"), detached(), max_epochs=2, folder="second")
     with pytest.raises(GradientNullError):
-        second.fit(ckpt_path=path, weights_only=False)
+        second.fit(ckpt_path=path, **UNPICKLE)
 
 
 def test_ignore_is_silent_and_on_record(run: MakeRun) -> None:
@@ -419,7 +419,7 @@ def test_loading_an_older_checkpoint_forgets_no_alert(run: MakeRun) -> None:
     fit = run(cb(), Faulty([[], [1]]), max_epochs=2, enable_checkpointing=True, callbacks=[keep_all]).fit()
     path = str(min(fit.folder.rglob("*.ckpt")))
     before = list(fit.callback.alerts)
-    fit.test(ckpt_path=path, weights_only=False)
+    fit.test(ckpt_path=path, **UNPICKLE)
 
     assert [alert.status for alert in before] == [Status.RAISED]
     assert fit.callback.alerts[:1] == before

@@ -35,7 +35,7 @@ ALLOWED = {
     | LEAVES,
     "doctor": {"callback", "alerts"} | LEAVES,
     "cli": {"callback", "doctor"},
-} | {room: LEAVES for room in ROOMS}
+} | dict.fromkeys(ROOMS, LEAVES)
 # The only ones that may import these packages at their top.
 LIGHTNING = {"callback", "doctor", "cli"}
 PURE = {"methods"}
