@@ -139,6 +139,15 @@ def make_run(
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tests that train: two threads on small tensors only get in each other's way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Run]:
     """Makes a Run in the test's folder: `run(callback, module, **settings of the Trainer)`."""
 

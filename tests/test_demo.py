@@ -21,13 +21,7 @@ from gradcam_callback.demo.networks import FrozenBackbone, ResidualNetwork, Resi
 from gradcam_callback.demo.pointing import PointingGame, box_masks, energy_inside, peak_inside
 from gradcam_callback.demo.report import RunReport, save_last_panels
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def squares(count: int) -> Tensor:

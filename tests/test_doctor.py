@@ -7,22 +7,15 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
 
 from gradcam_callback import Cause, Cut, Diagnosis, PathStep, SourceLocation
 from gradcam_callback.cli import main
 from gradcam_callback.doctor import Report, gather, print_reports
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIGS = Path(__file__).parents[1] / "configs"
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def doctor(config: str, *more: str) -> int:
