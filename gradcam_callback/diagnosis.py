@@ -31,7 +31,7 @@ from gradcam_callback.explain import Target
 from gradcam_callback.isolation import isolated
 from gradcam_callback.records import Cut, Diagnosis, GradientState, LayerHealth
 from gradcam_callback.targets import OutputSpec
-from gradcam_callback.tracing import ATTEMPTS, Frame, Step, Trace, Tracer, Use, Witness, disturbed, frame_of
+from gradcam_callback.tracing import ATTEMPTS, Frame, Step, Trace, Tracer, Use, Witness, disturbed, frame_of, plain_name
 
 # How many cuts in a row are crossed, and how many departures are tried, before the search is given up.
 _PATIENCE = 16
@@ -107,7 +107,7 @@ class _Context:
             modes: tuple[Cause, ...] = (Cause.INFERENCE_MODE,)
         else:
             modes = () if torch.is_grad_enabled() else (Cause.NO_GRAD,)
-        own = {name: list(module.parameters(recurse=False)) for name, module in model.named_modules()}
+        own = {name: list(module.parameters(recurse=False)) for name, module in _named_modules(model).items()}
         frozen = (name for name, parameters in own.items() if not any(p.requires_grad for p in parameters))
         return cls(modes, frozenset(frozen))
 
@@ -256,7 +256,7 @@ class _Investigation:
                 for address, saved_by in trace.spoilt
             )
             steps = [step for step in writers if step is not None]
-        note = f"Torch says: {self.verdict.detail}"
+        note = self.verdict.detail if cause is Cause.INFERENCE_MODE else f"Torch says: {self.verdict.detail}"
         if not steps:
             return self._told(run, [Cut(cause, None, "")], note=note)
         note = "" if cause is Cause.INPLACE_MODIFIED else note
@@ -335,9 +335,10 @@ class _Investigation:
 
     def _moves_score(self, run: _Run, departures: Collection[int] = ()) -> bool:
         """Whether the null probes' scores change when departures are disturbed, or, without any, the layer's output."""
+        layer = layers.find_layers(self.model, [self.layer])[self.layer]
         for attempt in ATTEMPTS:
             change = partial(disturbed, attempt=attempt)
-            hooks = [] if departures else [_disturb(self.model.get_submodule(self.layer), change)]
+            hooks = [] if departures else [_disturb(layer, change)]
             try:
                 changed = self._run(disturb=dict.fromkeys(departures, change)).scores
             except Exception:  # not a possible value (an index out of range), or one that the model refuses
@@ -472,9 +473,14 @@ def _unpassable(scores: Tensor, steps: Sequence[Step]) -> Step | None:
     return None
 
 
+def _named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """All modules by the names that people know them by."""
+    return {plain_name(name): module for name, module in model.named_modules()}
+
+
 def _is_closed(model: nn.Module, layer: str) -> bool:
     """Whether the layer is scripted or inside a scripted or traced module, which runs no hooks of its parts."""
-    modules = {name.replace("_orig_mod.", ""): module for name, module in model.named_modules()}
+    modules = _named_modules(model)
     parts = layer.split(".")
     parents = [modules.get(".".join(parts[:count])) for count in range(len(parts))]
     own = modules.get(layer)
@@ -493,7 +499,7 @@ def _disturb(layer: nn.Module, change: Callable[[Tensor], Tensor]) -> RemovableH
 
 def _bad_values(model: nn.Module, module: str) -> str:
     """What of a module's own weights and statistics is not finite, in a sentence."""
-    own = dict(model.named_modules()).get(module, model)
+    own = _named_modules(model).get(module, model)
     held = (*own.named_parameters(recurse=False), *own.named_buffers(recurse=False))
     bad = [name for name, tensor in held if not bool(tensor.isfinite().all())]
     return f"NaN or infinity is in its own {' and '.join(bad)}" if bad else ""
@@ -501,7 +507,7 @@ def _bad_values(model: nn.Module, module: str) -> str:
 
 def _module_of(frames: Sequence[Frame], model: nn.Module) -> str:
     """The dotted name of the innermost module that these lines were run by; "" if it is the model itself."""
-    names = {id(module): name for name, module in model.named_modules()}
+    names = {id(module): name for name, module in _named_modules(model).items()}
     return next((names[frame.module] for frame in frames if frame.module in names), "")
 
 

@@ -17,7 +17,7 @@ from gradcam_callback.causes import Cause
 from gradcam_callback.isolation import isolated
 from gradcam_callback.records import BadInputError, CAMResult
 from gradcam_callback.targets import OutputSpec
-from gradcam_callback.tracing import Lenient, Tracer
+from gradcam_callback.tracing import Lenient, Tracer, softened_inference
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +220,8 @@ def forward_pass(
             with tracer.watching(model):
                 logits = _logits(model, inputs, output)
         else:
-            logits = _logits_or_lenient(model, inputs, output, recordings)
+            with softened_inference():
+                logits = _logits_or_lenient(model, inputs, output, recordings)
         for recording in recordings.values():
             recording.closed = True
         yield logits, recordings
@@ -233,13 +234,13 @@ def _logits_or_lenient(
         return _logits(model, inputs, output)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
+    except (RuntimeError, BufferError) as error:
         for recording in recordings.values():
             recording.clear()
         try:
             with Lenient():
                 return _logits(model, inputs, output)
-        except RuntimeError:
+        except (RuntimeError, BufferError):
             raise error from None
 
 
@@ -295,8 +296,6 @@ def _examine(name: str, pair: gradients.LayerGradient, method_of: methods.Method
 
 def _backward_failure(message: str) -> Cause | None:
     """The cause behind a failure to go backward."""
-    if "inference_mode" in message:
-        return Cause.INFERENCE_MODE
     if "inplace operation" in message:
         return Cause.INPLACE_MODIFIED
     if "is not implemented" in message:

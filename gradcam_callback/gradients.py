@@ -9,13 +9,6 @@ operation after the layer (a ReLU, mostly) changes the clone, and not the activa
 layer returns its own input, it is the other way round: the leaf is the copy, and the graph begins in the tensor itself.
 
 An output that already depends on an earlier leaf is not cut off from it, or the earlier layer would lose its gradient.
-
-Note [Changed unseen]
-
-A layer may lie in an `inference_mode` block of the model. What it hands on has a graph all the same, and keeps it if
-nothing happens to it until the block ends. An in-place operation there changes the values and leaves the graph as it
-was, so the gradient would be that of another function. The tensor's version tells, and such a layer has no gradient.
-(In place behind the block, torch refuses it to the model that runs without us: nothing is lost by not allowing it.)
 """
 
 from __future__ import annotations
@@ -34,8 +27,6 @@ from torch.utils.hooks import RemovableHandle
 # larger and divided afterwards; a power of two loses nothing.
 _HALF_PRECISION_SCALE = 1024.0
 
-_UNSEEN = "the layer's output was changed in place in an inference_mode block, which autograd does not see"
-
 
 @dataclass
 class Recording:
@@ -48,8 +39,6 @@ class Recording:
             Switching them on there gives that other layer a part of a gradient that it has not.
         closed: Whether the forward pass is over. A checkpointed block runs the layer again during backward.
         bypassed: Whether the layer takes no hooks, because it is scripted.
-        unseen: Of each call in an `inference_mode` block, what was handed on, and the activations it depends on; see
-            Note [Changed unseen].
     """
 
     calls: list[Tensor] = field(default_factory=list)
@@ -57,12 +46,10 @@ class Recording:
     reopened: bool = False
     closed: bool = False
     bypassed: bool = False
-    unseen: list[tuple[Tensor, list[Tensor]]] = field(default_factory=list)
 
     def clear(self) -> None:
         """Forget the pass, to begin another."""
         self.calls.clear()
-        self.unseen.clear()
         self.refused = None
         self.reopened = False
 
@@ -94,13 +81,11 @@ def recorded(
             if activation is None:
                 recordings[name].refused = output
                 return None
-            earlier = _points(recordings)
-            recordings[name].reopened |= bool(earlier) and not torch.is_grad_enabled()
+            behind = any(recording.calls for recording in recordings.values())
+            recordings[name].reopened |= behind and not torch.is_grad_enabled()
             leaf, handed_on = _begin_graph(activation, is_input=any(given is activation for given in args))
             if not recordings[name].closed:
                 recordings[name].calls.append(leaf)
-                if torch.is_inference_mode_enabled():
-                    recordings[name].unseen.append((handed_on, [leaf, *(earlier if leaf is activation else [])]))
                 if begun is not None:
                     begun(handed_on)
             return replaced(output, activation, handed_on)
@@ -126,10 +111,6 @@ def _hooked(layer: nn.Module, hook: Any) -> RemovableHandle | None:
         if not isinstance(layer, torch.jit.ScriptModule):
             raise
         return None  # a traced module takes hooks, a scripted one refuses them
-
-
-def _points(recordings: Mapping[str, Recording]) -> list[Tensor]:
-    return [call for recording in recordings.values() for call in recording.calls]
 
 
 def _begin_graph(activation: Tensor, *, is_input: bool) -> tuple[Tensor, Tensor]:
@@ -216,7 +197,6 @@ def differentiate(
     except Exception as error:  # the model ran, and its graph cannot be gone back: that is a finding, not an end
         failure = str(error) or type(error).__name__  # of any type, out of the backward of a custom function
     found = {id(point): (gradient, failure) for point, gradient in zip(points, taken, strict=True)}
-    found |= dict.fromkeys(_changed_unseen(recordings), (None, _UNSEEN))
     return {name: _layer_gradient(recording, calls[name], found) for name, recording in recordings.items()}
 
 
@@ -229,12 +209,6 @@ def _layer_gradient(
     activation = (alive or calls)[-1]
     gradient, failure = found[id(activation)]
     return LayerGradient(_wide(activation.detach()), None if gradient is None else _wide(gradient), failure=failure)
-
-
-def _changed_unseen(recordings: Mapping[str, Recording]) -> set[int]:
-    """The identities of the activations whose gradient would be wrong; see Note [Changed unseen]."""
-    unseen = (pair for recording in recordings.values() for pair in recording.unseen)
-    return {id(point) for handed_on, points in unseen if handed_on._version for point in points}
 
 
 def _gradients(scores: Tensor, points: list[Tensor], keep_graph: bool) -> list[Tensor | None]:

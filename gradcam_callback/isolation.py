@@ -229,6 +229,8 @@ def _same(container: Any, content: Any) -> bool:
 @contextmanager
 def _values_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
     buffers = [tensor for module in modules for tensor in module._buffers.values() if tensor is not None]
+    # A statistic that is no buffer is kept like one. A scripted module has its attributes outside Python.
+    buffers += [tensor for module in modules for tensor in vars(module).values() if type(tensor) is Tensor]
     renormed = (module for module in modules if isinstance(module, (nn.Embedding, nn.EmbeddingBag)))
     written = [*filter(_is_plain, buffers), *(module.weight for module in renormed if module.max_norm is not None)]
     places = [_Place.of(tensor) for tensor in (*written, *filter(_is_plain, _parameters(modules)))]

@@ -33,6 +33,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -324,8 +325,7 @@ class Tracer(Lenient):
         with ExitStack() as stack:
             for name, module in model.named_modules():
                 if not isinstance(module, torch.jit.ScriptModule):
-                    name = name.replace("_orig_mod.", "").removesuffix("_orig_mod")
-                    enter = module.register_forward_pre_hook(self._enter(name.removesuffix(".")), prepend=True)
+                    enter = module.register_forward_pre_hook(self._enter(plain_name(name)), prepend=True)
                     leave = module.register_forward_hook(self._leave, always_call=True)
                     stack.callback(enter.remove)
                     stack.callback(leave.remove)
@@ -570,6 +570,11 @@ class Tracer(Lenient):
             self._stack.pop()
 
 
+def plain_name(name: str) -> str:
+    """A module's dotted name without the parts that `torch.compile` puts in."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
 class Witness(Lenient):
     """Sees whether a module's `forward` runs, also where its hooks are passed by.
 
@@ -599,23 +604,31 @@ class Witness(Lenient):
 
 @contextmanager
 def softened_inference(tracer: Tracer | None = None) -> Iterator[None]:
-    """While a model runs, its `inference_mode` is a second `no_grad`. See Note [Inference mode is softened]."""
-    block = torch.inference_mode
-    originals = block.__enter__, block.__exit__
+    """While a model runs, its `inference_mode` is a second `no_grad`. See Note [Inference mode is softened].
+
+    It is so in this thread alone.
+    """
+    block, thread = torch.inference_mode, threading.get_ident()
+    real_enter, real_leave = block.__enter__, block.__exit__
 
     def enter(self: Any) -> None:
+        if threading.get_ident() != thread:
+            return real_enter(self)
         self._gradients_before = torch.is_grad_enabled()
         with nullcontext() if tracer is None else tracer.entering(Cause.INFERENCE_MODE):
             torch._C._set_grad_enabled(not self.mode)
 
-    def leave(self: Any, *_error: Any) -> None:
-        torch._C._set_grad_enabled(self._gradients_before)
+    def leave(self: Any, *error: Any) -> None:
+        before = vars(self).pop("_gradients_before", None)
+        if before is None:
+            return real_leave(self, *error)
+        torch._C._set_grad_enabled(before)
 
     block.__enter__, block.__exit__ = enter, leave  # type: ignore[method-assign]
     try:
         yield
     finally:
-        block.__enter__, block.__exit__ = originals  # type: ignore[method-assign]
+        block.__enter__, block.__exit__ = real_enter, real_leave  # type: ignore[method-assign]
 
 
 def disturbed(tensor: Tensor, attempt: int = 0) -> Tensor:

@@ -716,3 +716,22 @@ def test_the_callers_compiler_stance_comes_back(compiled: Any) -> None:
         run(compiled)  # eagerly: there is nothing compiled to fall back on
         with pytest.raises(Exception, match=r"recompil|fail_on_recompile"):
             compiled(rows)
+
+
+def test_a_plain_tensor_that_forward_writes_to_is_put_back() -> None:
+    """A statistic that its author forgot to register, and the graph that would be kept with it."""
+
+    class Keeping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.seen = nn.Conv2d(3, 2, 1), torch.zeros(2)
+
+    model = Keeping()
+    seen = model.seen
+    with isolated(model):
+        model.seen.add_(model.conv(torch.rand(1, 3, 4, 4)).requires_grad_().mean((0, 2, 3)))
+        model.seen = model.seen * 2
+    assert model.seen is seen
+    assert torch.equal(seen, torch.zeros(2))
+    assert seen.grad_fn is None
+    assert not seen.requires_grad

@@ -1,4 +1,4 @@
-"""A network broken on purpose, and the callback that mends it during the run: the life of an alert from start to end."""
+"""A network broken on purpose, and the callback that mends it during the run: an alert from start to end."""
 
 from __future__ import annotations
 
