@@ -31,7 +31,8 @@ from gradcam_callback.explain import Target
 from gradcam_callback.isolation import isolated
 from gradcam_callback.records import Cut, Diagnosis, GradientState, LayerHealth
 from gradcam_callback.targets import OutputSpec
-from gradcam_callback.tracing import ATTEMPTS, Frame, Step, Trace, Tracer, Use, Witness, disturbed, frame_of, plain_name
+from gradcam_callback.traces import Frame, Step, Trace, Use, frame_of
+from gradcam_callback.tracing import ATTEMPTS, Tracer, Witness, disturbed, plain_name
 
 # How many cuts in a row are crossed, and how many departures are tried, before the search is given up.
 _PATIENCE = 16

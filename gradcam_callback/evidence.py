@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from gradcam_callback.causes import Cause
 from gradcam_callback.records import PathStep, SourceLocation
-from gradcam_callback.tracing import Frame, Step, Trace, Use
+from gradcam_callback.traces import Frame, Step, Trace, Use
 
 # The end of every road: what used the logits.
 END = -1

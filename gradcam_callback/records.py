@@ -215,7 +215,8 @@ class PathStep:
         operation: The function, e.g. "Tensor.detach".
         shape: Of its result.
         alive: Whether its result carries a gradient.
-        gradient_norm: L2, of the sum of the scores with respect to its result; None where there is no gradient.
+        gradient_norm: L2, of the scores of the null probes (of all, where none is) with respect to its result; None
+            where there is no gradient.
     """
 
     module: str

@@ -1,12 +1,5 @@
 """What forward does with the layer's activation, call by call. A room: it judges nothing and knows no layer by name.
 
-Note [Alive when it is used]
-
-Whether a tensor carries a gradient is looked up when the next operation uses it, and not when it was made. Much happens
-in between: `requires_grad_(False)` on it, an in-place operation, or the end of a custom `autograd.Function`, whose
-inside runs without gradients and whose result gets its history only when it returns. And it has to lead to the layer: a
-weight that requires a gradient gives one to the score, too.
-
 Note [Who made a tensor]
 
 A tensor is known by its identity and its version. Memory can also be written to, or seen, by other objects: a view,
@@ -37,7 +30,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from types import CodeType, FrameType
 from typing import Any
 
@@ -48,6 +40,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.hooks import RemovableHandle
 
 from gradcam_callback.causes import Cause
+from gradcam_callback.traces import Frame, Step, Trace, Use, frame_of
 
 _OURS = os.path.dirname(os.path.abspath(__file__))
 _CALL_FILE = os.path.join(_OURS, "explain.py")
@@ -67,106 +60,6 @@ _LEAVING = {
 _SHAPE_ONLY = {"new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "new_tensor"}
 # And these of the second.
 _LIKE_SECOND = {"expand_as", "view_as", "reshape_as", "type_as", "to"}
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A line of Python that was being executed.
-
-    Attributes:
-        file: The path of the file.
-        line: The line's number, from 1.
-        function: The function that the line is in.
-        module: The identity of the module whose call it is a part of, where the line is that call's own.
-    """
-
-    file: str
-    line: int
-    function: str
-    module: int | None = field(default=None, compare=False)
-
-
-def frame_of(frame: FrameType, line: int) -> Frame:
-    """The record of a frame."""
-    called = frame.f_locals.get("self") if frame.f_code.co_name == "_call_impl" else None
-    return Frame(frame.f_code.co_filename, line, frame.f_code.co_name, None if called is None else id(called))
-
-
-@dataclass(frozen=True)
-class Use:
-    """A tensor at the moment when an operation uses it.
-
-    Attributes:
-        producer: The index of the step that made it; 0 is the layer.
-        alive: Whether it carries a gradient to the layer; see Note [Alive when it is used].
-        edge: Where its gradient can be asked for; None if it is not alive.
-        shape: Its shape.
-        finite: Whether all its values are finite.
-        floating: Whether it holds numbers that a gradient could belong to, and not flags or indices.
-    """
-
-    producer: int
-    alive: bool
-    edge: GradientEdge | None
-    shape: tuple[int, ...]
-    finite: bool
-    floating: bool = True
-
-
-@dataclass(frozen=True)
-class Step:
-    """One call on the way from the layer on.
-
-    Attributes:
-        index: Its position in the trace.
-        operation: The function's name, e.g. "Tensor.detach"; of a custom function, its class's name.
-        module: The dotted name of the module in whose forward it happened; "" is the model itself.
-        uses: The tensors it used that depend on the layer.
-        nature: Why its result carries no gradient if its inputs did, where the call itself tells.
-        event: The number of the call that is to blame (the `detach`, the beginning of the `no_grad` block), by which
-            it can be bridged; None where it cannot.
-        frames: Innermost first, up to the call of the model; empty where no call was seen.
-        shape: Of its first result.
-        finite: Whether all values of its results are finite.
-        written: The addresses of the memory that it changed in place.
-    """
-
-    index: int
-    operation: str
-    module: str
-    uses: tuple[Use, ...]
-    nature: Cause | None
-    event: int | None
-    frames: tuple[Frame, ...]
-    shape: tuple[int, ...]
-    finite: bool
-    written: frozenset[int] = frozenset()
-
-
-@dataclass
-class Trace:
-    """All steps of one forward pass from the layer on.
-
-    Attributes:
-        steps: Step 0 is the layer.
-        departures: Calls that gave a value which depends on the layer to Python or another library: their numbers,
-            and each as a step that stands where the next one would.
-        modules: The dotted names of the modules that ran before the layer had finished.
-        blocks: Where gradients were switched off behind the layer, each as a step without a line.
-        begun_in: NO_GRAD or INFERENCE_MODE, if the layer itself ran in such a block of the model.
-        begun_at: How many steps there were when the layer handed its output on; more than 0 only if the trace began
-            before it.
-        spoilt: What autograd saved for backward and found changed: the address of the memory, and the step that saved
-            it. Filled while backward runs.
-    """
-
-    steps: list[Step] = field(default_factory=list)
-    departures: list[tuple[int, Step]] = field(default_factory=list)
-    modules: list[str] = field(default_factory=list)
-    blocks: list[Step] = field(default_factory=list)
-    begun_in: Cause | None = None
-    begun_at: int = 0
-    spoilt: list[tuple[int, int]] = field(default_factory=list)
 
 
 class Lenient(TorchFunctionMode):

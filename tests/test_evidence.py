@@ -24,7 +24,7 @@ from gradcam_callback.evidence import (
     spoilt_in_backward,
     stopped_by,
 )
-from gradcam_callback.tracing import Frame, Step, Trace, Use
+from gradcam_callback.traces import Frame, Step, Trace, Use
 
 ALIVE, DEAD = True, False
 

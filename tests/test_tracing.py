@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gradcam_callback.causes import Cause
-from gradcam_callback.tracing import ATTEMPTS, Lenient, Step, Tracer, Witness, disturbed, softened_inference
+from gradcam_callback.traces import Step
+from gradcam_callback.tracing import ATTEMPTS, Lenient, Tracer, Witness, disturbed, softened_inference
 
 
 def begun(tracer: Tracer, tensor: Tensor | None = None) -> Tensor:
