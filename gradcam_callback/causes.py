@@ -74,8 +74,8 @@ _WORDING: dict[Cause, tuple[str, str]] = {
         "Use a soft version of the operation, or take `output` from before it.",
     ),
     Cause.CUSTOM_FUNCTION: (
-        "a custom autograd.Function on the way returned no gradient",
-        "Return a gradient for its input from the function's backward.",
+        "a custom autograd.Function on the way gives no gradient for its input",
+        "Have the function's backward return a gradient for each input, and its forward not mark the output.",
     ),
     Cause.INPLACE_MODIFIED: (
         "a tensor that backward needs was changed in place",
@@ -86,8 +86,8 @@ _WORDING: dict[Cause, tuple[str, str]] = {
         "Choose a layer that forward runs in evaluation mode, or call the module itself and not its parts.",
     ),
     Cause.HOOK_BYPASSED: (
-        "the layer sits in a closed graph that does not run hooks",
-        "Choose a layer outside the scripted or exported part.",
+        "the layer ran past its hooks: its forward is called directly, or it is inside a scripted graph",
+        "Call the module itself and not its forward, or choose a layer outside the scripted part.",
     ),
     Cause.NOT_ON_PATH: (
         "the layer ran, and the score does not depend on it",
