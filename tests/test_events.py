@@ -259,8 +259,8 @@ class Stopping(Classifier):
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Lightning switches Ctrl-C off while it shuts down, and leaves it off."""
-    before = signal.getsignal(signal.SIGINT)
+    """Ctrl-C arrives: a job in the background inherits it switched off, and Lightning leaves it off after a shutdown."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
