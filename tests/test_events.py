@@ -259,7 +259,7 @@ class Stopping(Classifier):
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Ctrl-C arrives: a job in the background inherits it switched off, and Lightning leaves it off after a shutdown."""
+    """Ctrl-C arrives: a job in the background inherits it switched off, and Lightning leaves it off when it ends."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
