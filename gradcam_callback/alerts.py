@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gradcam_callback.causes import Cause, Trouble, meaning, remedy
-from gradcam_callback.records import CAMResult, Diagnosis, GradientState, LayerHealth, SourceLocation, name_probes
+from gradcam_callback.records import CAMResult, Diagnosis, GradientState, LayerHealth, SourceLocation, name_share
 
 DOCS = "docs/why-is-my-gradient-none.md"
 
@@ -279,9 +279,7 @@ def _undiagnosed(layer: str, verdict: LayerHealth, targets: Sequence[str]) -> Fi
     cause = verdict.cause or _STATE_CAUSES.get(state)
     reason = (verdict.detail or meaning(cause)).rstrip(".")
     concerned = [probe for probe, seen in enumerate(verdict.state) if seen is state]
-    total = len(verdict.state)
-    who = f"all {total} probes" if len(concerned) == total else f"{name_probes(concerned)} of {total}"
-    message = f"At {layer!r} {_STATES[state]} for {who}: {reason}."
+    message = f"At {layer!r} {_STATES[state]} for {name_share(concerned, len(verdict.state))}: {reason}."
     return Finding(layer, cause, verdict.null_probes, tuple(targets), message, remedy(cause))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -84,7 +84,10 @@ class Observer:
         results = explain.explain(model, images, self.layers, wanted=wanted, method=self.method, output=self.output)
         try:
             diagnoses = self._reasons(model, images, wanted, results)
-            results = [self._informed(model, images, *pair, diagnoses) for pair in zip(wanted, results, strict=True)]
+            for layer, reason in diagnoses.items():
+                results = [_informed(result, layer, reason) for result in results]
+                if self.bridge and reason.bridges:
+                    results = self._bridged(model, images, wanted, results, reason)
         except Exception as failure:  # the maps are right without a reason
             return Observation(results, {}, failure)
         return Observation(results, diagnoses, None)
@@ -104,45 +107,48 @@ class Observer:
             self._known[layer] = health, reason
         return {layer: reason for layer, (_, reason) in self._known.items()}
 
-    def _informed(
+    def _bridged(
         self,
         model: nn.Module,
         images: Tensor,
-        target: explain.Target,
-        result: CAMResult,
-        diagnoses: Mapping[str, Diagnosis],
-    ) -> CAMResult:
-        """The result with the causes in its health, and with maps across the cuts."""
-        for layer, reason in diagnoses.items():
-            if not result.health[layer].null_probes:
-                continue
-            health = {**result.health, layer: replace(result.health[layer], cause=reason.cause, detail=reason.message)}
-            result = replace(result, health=health)
-            if self.bridge and reason.bridges:
-                [across] = explain.explain(
-                    model,
-                    images,
-                    [layer],
-                    wanted=[target],
-                    method=self.method,
-                    output=self.output,
-                    bridged=reason.bridges,
-                )
-                result = _patched(result, across, layer)
+        wanted: Sequence[explain.Target],
+        results: Sequence[CAMResult],
+        reason: Diagnosis,
+    ) -> list[CAMResult]:
+        """The results with maps across the cuts of one layer: one more pass, whatever the number of targets."""
+        crossed = explain.explain(
+            model,
+            images,
+            [reason.layer],
+            wanted=wanted,
+            method=self.method,
+            output=self.output,
+            bridged=reason.bridges,
+        )
+        return [_patched(result, across, reason.layer) for result, across in zip(results, crossed, strict=True)]
+
+
+def _informed(result: CAMResult, layer: str, reason: Diagnosis) -> CAMResult:
+    """The result with the cause in the layer's health, where it has probes without a gradient."""
+    verdict = result.health[layer]
+    if not verdict.null_probes:
         return result
+    return replace(result, health={**result.health, layer: replace(verdict, cause=reason.cause, detail=reason.message)})
 
 
 def _patched(result: CAMResult, across: CAMResult, layer: str) -> CAMResult:
-    own, other = result.cams[layer], across.cams[layer]
-    lost = own.isnan().all(dim=(1, 2), keepdim=True) if own.shape == other.shape else None
-    patched = other if lost is None else torch.where(lost, other, own)
+    """The result with the maps of `across` where it has none at the layer itself."""
     verdict = result.health[layer]
+    if not verdict.null_probes:
+        return result
+    own, other = result.cams[layer], across.cams[layer]
+    lost = own.isnan().all(dim=(1, 2), keepdim=True)
     bridged = tuple(
         state is not GradientState.OK and across.health[layer].state[probe] is GradientState.OK
         for probe, state in enumerate(verdict.state)
     )
     return replace(
         result,
-        cams={**result.cams, layer: patched},
+        cams={**result.cams, layer: torch.where(lost, other, own)},
         health={**result.health, layer: replace(verdict, bridged=bridged)},
     )

@@ -66,6 +66,11 @@ def name_probes(probes: Sequence[int]) -> str:
     return f"probe {shown}" if len(probes) == 1 else f"probes {shown}"
 
 
+def name_share(probes: Sequence[int], total: int) -> str:
+    """Some of so many probes: "all 8 probes", "probe 3 of 8"."""
+    return f"all {total} probes" if len(probes) == total else f"{name_probes(probes)} of {total}"
+
+
 @dataclass(frozen=True, eq=False)  # tensors have no one answer to ==
 class CAMResult:
     """Class activation maps of one batch for one target.

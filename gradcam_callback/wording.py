@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gradcam_callback.causes import Cause, meaning, remedy
-from gradcam_callback.records import Cut, GradientState, LayerHealth, SourceLocation, name_probes
+from gradcam_callback.records import Cut, GradientState, LayerHealth, SourceLocation, name_probes, name_share
 
 _STATES = {
     GradientState.NONE: "the gradient is None",
@@ -152,8 +152,7 @@ def _healthy(layer: str, verdict: LayerHealth) -> str:
 
 
 def _who(verdict: LayerHealth) -> str:
-    nulls, total = verdict.null_probes, len(verdict.state)
-    return f"all {total} probes" if len(nulls) == total else f"{name_probes(nulls)} of {total}"
+    return name_share(verdict.null_probes, len(verdict.state))
 
 
 def _at(location: SourceLocation | None) -> str:

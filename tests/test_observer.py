@@ -115,3 +115,16 @@ def test_auto_chooses_once_and_again_for_another_model(images: Tensor) -> None:
     assert watcher.layers == ("stage",)
     watcher.settle(nn.Sequential(nn.Conv2d(3, 3, 1)))
     assert watcher.layers == ("auto",)
+
+
+def test_all_targets_cross_a_cut_in_one_pass(images: Tensor) -> None:
+    model, watcher = Switchable(), observer()
+    whole = [compute_cam(model, images, "stem", target=target).cams["stem"] for target in (0, 2)]
+    model.cut = 3
+    watcher.look(model, images, [0, 2])  # the reason is known from here on
+    passes: list[int] = []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    seen = watcher.look(model, images, [0, 2])
+    assert len(passes) == 2  # the look itself, and the one across the cut
+    for result, expected in zip(seen.results, whole, strict=True):
+        torch.testing.assert_close(result.cams["stem"], expected, rtol=1e-5, atol=0)
