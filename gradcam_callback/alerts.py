@@ -274,6 +274,27 @@ def find_nulls(
     return findings
 
 
+def failed(subject: str, what: str, error: Exception) -> Finding:
+    """What is wrong where the callback's own work failed."""
+    message = f"{what}: {type(error).__name__}: {str(error).rstrip('.')}."
+    advice = "The training goes on as if the callback were not there."
+    return Finding(subject, Trouble.CALLBACK_FAILED, (), (), message, advice)
+
+
+def short_of_memory(portion: int) -> Finding:
+    """What is wrong where the probes have to be taken in portions."""
+    message = f"There is too little memory for all probes at once: they are taken {portion} at a time from now on."
+    advice = "The maps are the same, and take a little longer. Use fewer probes, or a smaller batch in validation."
+    return Finding("memory", Trouble.SHORT_OF_MEMORY, (), (), message, advice)
+
+
+def unsupported_strategy(reason: str) -> Finding:
+    """What is wrong where no map can be computed under the trainer's strategy."""
+    message = f"There are no maps under this strategy: {reason}."
+    advice = "Use DDP, or ModelParallelStrategy with fully_shard (FSDP2). The training goes on without maps."
+    return Finding("strategy", Trouble.UNSUPPORTED_STRATEGY, (), (), message, advice)
+
+
 def _undiagnosed(layer: str, verdict: LayerHealth, targets: Sequence[str]) -> Finding:
     state = next(state for state in _STATES if state in verdict.state)
     cause = verdict.cause or _STATE_CAUSES.get(state)

@@ -1,7 +1,16 @@
-"""Front door: which hook, which epoch, which rank, which trainer context. Its signature is the YAML schema."""
+"""Front door: which hook, which epoch, which rank, which trainer context. Its signature is the YAML schema.
+
+Note [Harmless hooks]
+
+Whatever goes wrong in a hook becomes an alert, and the training goes on: `_harmless` sees to it. Two errors pass,
+because they were asked for: an option that turns out impossible before anything is trained, and a null with
+`on_null: raise`.
+"""
 
 from __future__ import annotations
 
+import functools
+import logging
 import time
 import warnings
 import weakref
@@ -9,27 +18,40 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, get_args
+from itertools import takewhile
+from typing import Any, TypeVar, cast, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]
 
-from gradcam_callback import diagnosis, events, explain, layers, methods, panels, picture
-from gradcam_callback.alerts import Alert, Finding, find_nulls
+from gradcam_callback import alerts, diagnosis, events, layers, methods, options, panels, picture, setting
+from gradcam_callback.alerts import Alert, Finding, GradientNullError
 from gradcam_callback.causes import Trouble
 from gradcam_callback.journal import Journal
 from gradcam_callback.observer import Observation, Observer
+from gradcam_callback.options import OnNull, Scale, TargetSpec
 from gradcam_callback.probes import ProbeSource, as_source
-from gradcam_callback.records import BadInputError, CAMResult, Diagnosis, Panel, ProbeSet
+from gradcam_callback.records import BadInputError, CAMResult, Diagnosis, ForwardFailedError, Panel, ProbeSet, Target
 
-TargetSpec = int | str
-OnNull = Literal["warn", "raise", "ignore"]
-Scale = Literal["each", "shared"]
+log = logging.getLogger(__name__)
+
+Hook = TypeVar("Hook", bound=Callable[..., None])
+
+
+def _harmless(hook: Hook) -> Hook:
+    """See Note [Harmless hooks]."""
+
+    @functools.wraps(hook)
+    def guarded(self: GradCAMCallback, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        with self._guard(trainer, "callback", f"`{hook.__name__}` failed"):
+            return hook(self, trainer, *args, **kwargs)
+        with self._guard(trainer, "callback", "The alerts could not be said"):
+            self._say(trainer)
+
+    return cast(Hook, guarded)
 
 
 class GradCAMCallback(Callback):
@@ -93,15 +115,15 @@ class GradCAMCallback(Callback):
         super().__init__()
         methods.find_method(method)
         picture.colormap_table(colormap)
-        _check_options(every_n_epochs, opacity, class_names, output)
-        _check_choice("on_null", on_null, get_args(OnNull))
-        _check_choice("scale", scale, get_args(Scale))
-        _check_statistics("mean", mean)
-        _check_statistics("std", std)
+        options.check_options(every_n_epochs, opacity, class_names, output)
+        options.check_choice("on_null", on_null, get_args(OnNull))
+        options.check_choice("scale", scale, get_args(Scale))
+        options.check_statistics("mean", mean)
+        options.check_statistics("std", std)
         self.target_layers = layers.check_names(target_layers)
         self.bridge = bridge
         self.source = as_source(probes)
-        self.target = _check_targets(target)
+        self.target = options.check_targets(target)
         self.method = method
         self.output = output
         self.every_n_epochs = every_n_epochs
@@ -130,19 +152,22 @@ class GradCAMCallback(Callback):
 
     # When
 
+    @_harmless
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a layer that does not exist, before anything else happens."""
         self._meet(trainer, pl_module)
 
+    @_harmless
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Capture the probes and rehearse, so that what is wrong is said before the first training step."""
         self._resume()
         self._open(trainer)
-        with _as_in_validation(trainer, pl_module):
+        with setting.as_in_validation(trainer, pl_module):
             if self._capture(trainer, trainer.val_dataloaders):
                 self._rehearse(trainer, pl_module)
         self._say(trainer)
 
+    @_harmless
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Capture the probes, where that was not done at the start of the training."""
         if trainer.state.fn == TrainerFn.VALIDATING:
@@ -151,29 +176,34 @@ class GradCAMCallback(Callback):
             try:
                 self._capture(trainer, trainer.val_dataloaders)
             except BadInputError as error:  # too late to refuse: the training goes on
-                self._note(trainer, ["probes"], [_failed("probes", "The probes could not be captured", error)])
+                self._note(trainer, ["probes"], [alerts.failed("probes", "The probes could not be captured", error)])
 
+    @_harmless
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Capture the probes from the test data."""
         self._begin_evaluation(trainer, pl_module, trainer.test_dataloaders)
 
+    @_harmless
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look, and write what was seen."""
         if not trainer.sanity_checking and self._is_due(trainer):
             self._look(trainer, pl_module)
 
+    @_harmless
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look, and write what was seen."""
         self._look(trainer, pl_module)
 
+    @_harmless
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Bring to the disk what waits, also on Ctrl-C."""
         self._journal.close(step=trainer.global_step, epoch=trainer.current_epoch)
 
+    @_harmless
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Bring to the disk what waits, and end the thread."""
-        self._journal.close(step=trainer.global_step, epoch=trainer.current_epoch)
         self._loaded, self._resumed = {}, {}
+        self._journal.close(step=trainer.global_step, epoch=trainer.current_epoch)
 
     def diagnose(self, trainer: Trainer, pl_module: LightningModule) -> list[tuple[str, Diagnosis]]:
         """Diagnose each target layer for each target, healthy or not, and write nothing.
@@ -213,7 +243,11 @@ class GradCAMCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: which images were looked at, how their pixels were, and the alerts."""
-        state = {**self._resumed, "alerts": self._journal.book.state()}
+        state = dict(self._resumed)
+        try:
+            state["alerts"] = self._journal.book.state()
+        except Exception:  # the checkpoint is worth more
+            log.warning("The alerts so far could not be put into the checkpoint.", exc_info=True)
         if self.probes is not None:
             state["indices"] = self.probes.indices
             state["fingerprint"] = self.probes.fingerprint
@@ -242,6 +276,7 @@ class GradCAMCallback(Callback):
             self._journal.book.forget()
             self._last_epoch = self.probes = None
         self._model = weakref.ref(pl_module)
+        self._observer.ranks = setting.ranks_of(trainer)
         self._observer.settle(pl_module)
 
     def _begin_evaluation(self, trainer: Trainer, pl_module: LightningModule, loaders: Any) -> None:
@@ -250,19 +285,15 @@ class GradCAMCallback(Callback):
         self._capture(trainer, loaders)
 
     def _open(self, trainer: Trainer) -> None:
-        """Find out where to write. Every rank takes part: asking for the log directory is a collective call."""
-        directory = trainer.log_dir or trainer.default_root_dir
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._journal.open(None, None, silent=not trainer.is_global_zero)
-            return
-        logger = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
-        if logger is not None:
-            self._journal.open(events.TensorBoardSink(logger.experiment), Path(logger.log_dir))
-            return
-        self._journal.open(events.FolderSink(Path(directory)), Path(directory))
-        if not self._told_of_files:
-            message = f"There is no TensorBoardLogger: the Grad-CAM panels are written as PNG files under {directory}."
-            warnings.warn(message, stacklevel=3)
+        """Find out where to write."""
+        sink, folder = None, None
+        with self._guard(trainer, "writing", "There is no place to write to"):
+            sink, folder = setting.place_to_write(trainer)
+        tag = self._tag(trainer, "alerts")
+        self._journal.open(sink, folder, alerts_tag=tag, silent=not trainer.is_global_zero)
+        if isinstance(sink, events.FolderSink) and not self._told_of_files:
+            message = f"There is no TensorBoardLogger: the Grad-CAM panels are written as PNG files under {folder}."
+            warnings.warn(message, stacklevel=5)
             self._told_of_files = True
 
     def _is_due(self, trainer: Trainer) -> bool:
@@ -284,15 +315,18 @@ class GradCAMCallback(Callback):
         flat = CombinedLoader(loaders).flattened if loaders is not None else []
         if not flat and trainer.state.fn == TrainerFn.FITTING:
             return False
+        obstacle = setting.obstacle(trainer)
+        if obstacle is not None:
+            self._note(trainer, ["strategy"], [alerts.unsupported_strategy(obstacle)])
+            return False
         try:
-            with trainer.precision_plugin.forward_context():
-                probes = self.source.capture(flat, partial(_transfer, trainer), self._resumed.get("indices"))
-                # A source of the user's own images does not pass them through the batch hooks.
-                probes = replace(probes, images=trainer.precision_plugin.convert_input(probes.images))
+            probes = self._observer.ranks.once(lambda: self._captured(trainer, flat))
+            # As they come from another process, or from a source of the user's own.
+            probes = replace(probes, images=probes.images.to(trainer.strategy.root_device))
         except BadInputError:
             raise
         except Exception as error:
-            self._note(trainer, ["probes"], [_failed("probes", "The probes could not be captured", error)])
+            self._note(trainer, ["probes"], [alerts.failed("probes", "The probes could not be captured", error)])
             return False
         if "label" in self.target and probes.labels is None:
             raise BadInputError(
@@ -302,6 +336,14 @@ class GradCAMCallback(Callback):
         self.probes = probes
         self._note(trainer, ["probes"], self._judge_probes(probes))
         return True
+
+    def _captured(self, trainer: Trainer, loaders: Sequence[Any]) -> ProbeSet:
+        """The probes as the source gives them, ready for the way to other processes, if there are any."""
+        with trainer.precision_plugin.forward_context():
+            probes = self.source.capture(loaders, partial(setting.transfer, trainer), self._resumed.get("indices"))
+            # A source of the user's own images does not pass them through the batch hooks.
+            images = trainer.precision_plugin.convert_input(probes.images)
+        return replace(probes, images=images.cpu() if self._observer.ranks.size > 1 else images)
 
     def _judge_probes(self, probes: ProbeSet) -> list[Finding]:
         if self._resumed.get("fingerprint", probes.fingerprint) != probes.fingerprint:
@@ -338,18 +380,20 @@ class GradCAMCallback(Callback):
         if self.probes is None:
             return self._say(trainer)
         started = time.perf_counter()
-        everything = len(self.probes) * len(self._observer.layers) * len(self.target)
-        scalars = {"gradcam/null_gradients": float(everything), "gradcam/empty_maps": 0.0}
+        scalars = self._counts(trainer, len(self.probes) * len(self._observer.layers) * len(self.target), 0)
         try:
             observation = self._observe(trainer, pl_module, self.probes)
             self.last_result = observation.results[0]
-            scalars = _scalars(observation.results)
+            scalars = self._scalars(trainer, observation.results)
             self._note_health(trainer, observation)
-            self._journal.panels(self._draw(trainer, self.probes, observation.results), trainer.global_step)
+            if trainer.is_global_zero:
+                drawn = self._draw(trainer, self.probes, observation.results)
+                tagged = {self._layer_tag(trainer, layer): panel for layer, panel in drawn.items()}
+                self._journal.panels(tagged, trainer.global_step)
             self._note(trainer, ["callback"], [])
         except Exception as error:
             self._note_failure(trainer, error)
-        scalars["gradcam/seconds"] = time.perf_counter() - started
+        scalars[self._tag(trainer, "seconds")] = time.perf_counter() - started
         self._log(trainer, pl_module, scalars)
         self._say(trainer)
 
@@ -370,29 +414,66 @@ class GradCAMCallback(Callback):
         Lightning would log them at its own count of steps, which is one behind in `fit`, and the panels would not
         stand at the same step.
         """
-        pl_module.log_dict(scalars, logger=False)
-        try:
+        with self._guard(trainer, "logging", "The scalars could not be logged"):
+            pl_module.log_dict(scalars, logger=False)
             for logger in trainer.loggers:
                 logger.log_metrics(scalars, step=trainer.global_step)
-        except Exception as error:
-            self._note(trainer, ["logging"], [_failed("logging", "The scalars could not be logged", error)])
+
+    def _scalars(self, trainer: Trainer, results: Sequence[CAMResult]) -> dict[str, float]:
+        verdicts = [verdict for result in results for verdict in result.health.values()]
+        nulls, empty = sum(len(verdict.null_probes) for verdict in verdicts), sum(sum(v.empty) for v in verdicts)
+        scalars = self._counts(trainer, nulls, empty)
+        for layer, verdict in results[0].health.items():
+            scalars[self._layer_tag(trainer, layer, "gradient_norm/")] = float(torch.nanmean(verdict.gradient_norm))
+        return scalars
+
+    def _counts(self, trainer: Trainer, nulls: int, empty: int) -> dict[str, float]:
+        return {self._tag(trainer, "null_gradients"): float(nulls), self._tag(trainer, "empty_maps"): float(empty)}
+
+    def _tag(self, trainer: Trainer, name: str) -> str:
+        """The full name of what every callback writes. Of the second one in a trainer it ends in "_2"."""
+        place = 1 + len(self._elders(trainer))
+        return f"gradcam/{name}" if place == 1 else f"gradcam/{name}_{place}"
+
+    def _layer_tag(self, trainer: Trainer, layer: str, kind: str = "") -> str:
+        """The full name of what is written about a layer: as it is, unless an earlier callback has the layer too."""
+        is_taken = any(layer in elder._observer.layers for elder in self._elders(trainer))
+        return self._tag(trainer, kind + layer) if is_taken else f"gradcam/{kind}{layer}"
+
+    def _elders(self, trainer: Trainer) -> list[GradCAMCallback]:
+        """The callbacks of this kind that come before this one in the trainer."""
+        before = takewhile(lambda callback: callback is not self, trainer.callbacks)  # type: ignore[attr-defined]
+        return [callback for callback in before if isinstance(callback, GradCAMCallback)]
 
     # What is said
 
+    @contextmanager
+    def _guard(self, trainer: Trainer, subject: str, what: str) -> Iterator[None]:
+        """See Note [Harmless hooks]."""
+        try:
+            yield
+        except (BadInputError, GradientNullError):
+            raise
+        except Exception as error:
+            try:
+                self._note(trainer, [subject], [alerts.failed(subject, what, error)])
+            except Exception:  # the book of alerts itself is what fails
+                log.warning("Grad-CAM: %s.", what, exc_info=error)
+
     def _note_health(self, trainer: Trainer, observation: Observation) -> None:
-        findings = find_nulls(observation.results, self._titles(), observation.diagnoses)
+        findings = alerts.find_nulls(observation.results, self._titles(), observation.diagnoses)
         if observation.failure is not None:
-            findings.append(_failed("diagnosis", "The cause could not be found", observation.failure))
+            findings.append(alerts.failed("diagnosis", "The cause could not be found", observation.failure))
+        if observation.portion is not None:
+            findings.append(alerts.short_of_memory(observation.portion))
         layers_seen = observation.results[0].health
-        self._note(trainer, ["forward", "diagnosis", *layers_seen], findings)
+        self._note(trainer, ["forward", "diagnosis", "memory", *layers_seen], findings)
 
     def _note_failure(self, trainer: Trainer, error: Exception) -> None:
-        assert self.probes is not None
-        if explain.raised_by_model(error):
-            failed = diagnosis.of_failed_forward(self._observer.layers[0], error, len(self.probes))
-            finding = Finding.of(failed, self._titles(), subject="forward")
+        if isinstance(error, ForwardFailedError):
+            finding = Finding.of(error.diagnosis, self._titles(), subject="forward")
         else:
-            finding = _failed("callback", "The probe pass failed", error)
+            finding = alerts.failed("callback", "The probe pass failed", error)
         self._note(trainer, ["callback", "forward"], [finding])
 
     def _note(self, trainer: Trainer, subjects: Sequence[str], findings: Sequence[Finding]) -> None:
@@ -401,7 +482,7 @@ class GradCAMCallback(Callback):
     def _say(self, trainer: Trainer) -> None:
         self._journal.say(step=trainer.global_step, epoch=trainer.current_epoch)
 
-    def _wanted(self, probes: ProbeSet) -> list[explain.Target]:
+    def _wanted(self, probes: ProbeSet) -> list[Target]:
         labels = [] if probes.labels is None else probes.labels.tolist()
         return [labels if target == "label" else target for target in self.target]
 
@@ -418,76 +499,3 @@ class GradCAMCallback(Callback):
             mean=self.mean or probes.mean,
             std=self.std or probes.std,
         )
-
-
-@contextmanager
-def _as_in_validation(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-    """As the batch hooks and the forward of a model find things in a validation: many ask `self.trainer.training`."""
-    stage, modes = trainer.state.stage, {module: module.training for module in pl_module.modules()}
-    trainer.state.stage = RunningStage.VALIDATING
-    for module in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        trainer.state.stage = stage
-        for module, training in modes.items():
-            module.training = training
-
-
-def _transfer(trainer: Trainer, batch: Any, dataloader_idx: int) -> Any:
-    """What the evaluation loop does to a batch before the model gets it."""
-    batch = trainer.precision_plugin.convert_input(batch)
-    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=dataloader_idx)
-    return trainer.strategy.batch_to_device(batch, dataloader_idx=dataloader_idx)
-
-
-def _scalars(results: Sequence[CAMResult]) -> dict[str, float]:
-    verdicts = [verdict for result in results for verdict in result.health.values()]
-    scalars = {
-        "gradcam/null_gradients": float(sum(len(verdict.null_probes) for verdict in verdicts)),
-        "gradcam/empty_maps": float(sum(sum(verdict.empty) for verdict in verdicts)),
-    }
-    for layer, verdict in results[0].health.items():
-        scalars[f"gradcam/gradient_norm/{layer}"] = float(torch.nanmean(verdict.gradient_norm))
-    return scalars
-
-
-def _failed(subject: str, what: str, error: Exception) -> Finding:
-    message = f"{what}: {type(error).__name__}: {str(error).rstrip('.')}."
-    advice = "The training goes on as if the callback were not there."
-    return Finding(subject, Trouble.CALLBACK_FAILED, (), (), message, advice)
-
-
-def _check_options(every_n_epochs: Any, opacity: Any, class_names: Any, output: Any) -> None:
-    if isinstance(every_n_epochs, bool) or not isinstance(every_n_epochs, int) or every_n_epochs < 1:
-        raise BadInputError(f"`every_n_epochs` is a whole number of at least 1; given: {every_n_epochs!r}.")
-    if isinstance(opacity, bool) or not isinstance(opacity, (int, float)) or not 0 <= opacity <= 1:
-        raise BadInputError(f"`opacity` is a number from 0 to 1; given: {opacity!r}.")
-    if isinstance(class_names, str):
-        raise BadInputError(f"`class_names` is a list of names, one a class; given: {class_names!r}.")
-    if not (output is None or isinstance(output, (int, str)) or callable(output)):
-        raise BadInputError(f"`output` is a key, an index, a function, or None to find the logits; given: {output!r}.")
-
-
-def _check_choice(name: str, value: Any, possible: Sequence[str]) -> None:
-    if value not in possible:
-        raise BadInputError(f"`{name}` is one of {', '.join(map(repr, possible))}; given: {value!r}.")
-
-
-def _check_statistics(name: str, numbers: Any) -> None:
-    if numbers is None:
-        return
-    if not isinstance(numbers, (list, tuple)) or not all(isinstance(number, (int, float)) for number in numbers):
-        raise BadInputError(f"`{name}` is a list of numbers, one a channel; given: {numbers!r}.")
-
-
-def _check_targets(target: Any) -> tuple[TargetSpec, ...]:
-    given = tuple(target) if isinstance(target, (list, tuple)) else (target,)
-    for one in given:
-        is_class = isinstance(one, int) and not isinstance(one, bool) and one >= 0
-        if not is_class and one not in ("predicted", "label"):
-            raise BadInputError(f"A target is 'predicted', 'label' or a class index of at least 0; given: {one!r}.")
-    if not given or len(set(given)) < len(given):
-        raise BadInputError(f"`target` is one target or several different ones; given: {target!r}.")
-    return given

@@ -34,6 +34,8 @@ class Trouble(str, Enum):
 
     FEWER_PROBES = "fewer_probes"
     PROBES_CHANGED = "probes_changed"
+    SHORT_OF_MEMORY = "short_of_memory"
+    UNSUPPORTED_STRATEGY = "unsupported_strategy"
     CALLBACK_FAILED = "callback_failed"
     WRITING_FAILED = "writing_failed"
 

@@ -27,9 +27,8 @@ from torch.utils.hooks import RemovableHandle
 from gradcam_callback import evidence, explain, gradients, health, layers, wording
 from gradcam_callback.causes import Cause
 from gradcam_callback.evidence import END, Evidence, Flow
-from gradcam_callback.explain import Target
 from gradcam_callback.isolation import isolated
-from gradcam_callback.records import Cut, Diagnosis, GradientState, LayerHealth
+from gradcam_callback.records import Cut, Diagnosis, GradientState, LayerHealth, Target
 from gradcam_callback.targets import OutputSpec
 from gradcam_callback.traces import Frame, Step, Trace, Use, frame_of
 from gradcam_callback.tracing import ATTEMPTS, Tracer, Witness, disturbed, plain_name

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from gradcam_callback import gradients, health, layers, methods, targets
 from gradcam_callback.causes import Cause
 from gradcam_callback.isolation import isolated
-from gradcam_callback.records import BadInputError, CAMResult
+from gradcam_callback.memory import is_out_of_memory
+from gradcam_callback.records import BadInputError, CAMResult, Target
 from gradcam_callback.targets import OutputSpec
 from gradcam_callback.tracing import Lenient, Tracer, softened_inference
 
 log = logging.getLogger(__name__)
-
-Target = str | int | Sequence[int] | Tensor
 
 
 def compute_cam(
@@ -232,9 +231,9 @@ def _logits_or_lenient(
 ) -> Tensor:
     try:
         return _logits(model, inputs, output)
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, BufferError) as error:
+        if is_out_of_memory(error):
+            raise
         for recording in recordings.values():
             recording.clear()
         try:

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from gradcam_callback.memory import is_out_of_memory
+
 # Half precision has no number between 0 and 6e-8. Gradients of a score are small, so they are computed this much
 # larger and divided afterwards; a power of two loses nothing.
 _HALF_PRECISION_SCALE = 1024.0
@@ -183,7 +185,7 @@ def differentiate(
         Layer to activation and gradient. Of a layer that ran more than once, its last call that the score depends on.
 
     Raises:
-        torch.OutOfMemoryError: There is too little memory to go backward, which says nothing about the graph.
+        RuntimeError: There is too little memory to go backward, which says nothing about the graph.
     """
     # As they are now: backward may run a checkpointed block again, and the layer's hook with it.
     calls = {name: list(recording.calls) for name, recording in recordings.items()}
@@ -192,9 +194,9 @@ def differentiate(
     failure = ""
     try:
         taken = _gradients(scores, points, keep_graph)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # the model ran, and its graph cannot be gone back: that is a finding, not an end
+        if is_out_of_memory(error):
+            raise
         failure = str(error) or type(error).__name__  # of any type, out of the backward of a custom function
     found = {id(point): (gradient, failure) for point, gradient in zip(points, taken, strict=True)}
     return {name: _layer_gradient(recording, calls[name], found) for name, recording in recordings.items()}

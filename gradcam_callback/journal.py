@@ -30,27 +30,37 @@ class Journal:
         self._on_null = on_null
         self._writer: events.BackgroundWriter | None = None
         self._folder: Path | None = None
+        self._alerts_tag = "gradcam/alerts"
         self._silent = True
         self._unsaid: list[Alert] = []
         self._nulls: list[Finding] = []
 
-    def open(self, sink: events.Sink | None, folder: Path | None, *, silent: bool = False) -> None:
+    def open(
+        self,
+        sink: events.Sink | None,
+        folder: Path | None,
+        *,
+        alerts_tag: str = "gradcam/alerts",
+        silent: bool = False,
+    ) -> None:
         """Begin a run.
 
         Args:
             sink: Where panels and texts go; None writes none.
             folder: The log directory, for `gradcam/alerts.jsonl`; None writes none.
+            alerts_tag: Under which name the alerts become a text.
             silent: Whether to warn of nothing, because another process of the run does.
         """
         self._writer = None if sink is None else events.BackgroundWriter(sink)
         self._folder = folder
+        self._alerts_tag = alerts_tag
         self._silent = silent
 
     def panels(self, drawn: Mapping[str, Panel], step: int) -> None:
-        """Compose and write the panels of a look, behind the training loop."""
+        """Compose and write the panels of a look, by their tags, behind the training loop."""
         if self._writer is not None:
-            for layer, panel in drawn.items():
-                self._writer.image(f"gradcam/{layer}", partial(picture.compose, panel), step)
+            for tag, panel in drawn.items():
+                self._writer.image(tag, partial(picture.compose, panel), step)
 
     def note(self, subjects: Sequence[str], findings: Sequence[Finding], *, step: int, epoch: int) -> None:
         """Take in what was found about these subjects; see `AlertBook.update`."""
@@ -104,7 +114,7 @@ class Journal:
     def _record(self, alerts: Sequence[Alert], step: int) -> None:
         if self._writer is not None:
             # One text a moment: of two records with one tag and one step, TensorBoard shows only the last.
-            self._writer.text("gradcam/alerts", "\n\n---\n\n".join(map(Alert.as_markdown, alerts)), step)
+            self._writer.text(self._alerts_tag, "\n\n---\n\n".join(map(Alert.as_markdown, alerts)), step)
         if self._folder is None:
             return
         try:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from gradcam_callback import diagnosis, explain, layers
-from gradcam_callback.records import CAMResult, Diagnosis, GradientState
+from gradcam_callback import diagnosis, explain, layers, parts
+from gradcam_callback.memory import Portions
+from gradcam_callback.ranks import Ranks
+from gradcam_callback.records import CAMResult, Diagnosis, ForwardFailedError, GradientState, Target
 from gradcam_callback.targets import OutputSpec
 
 # The state of every probe at a layer, for every target: as long as it stays, the reason stays.
@@ -25,11 +29,13 @@ class Observation:
             so; the state stays what it is.
         diagnoses: Layer to the reason why it has probes without a gradient; healthy layers are not in it.
         failure: What went wrong in finding the reason; None where nothing did.
+        portion: How many probes are taken at once, where memory is too short for all; None where it is not.
     """
 
     results: list[CAMResult]
     diagnoses: dict[str, Diagnosis]
     failure: Exception | None
+    portion: int | None = None
 
 
 @dataclass
@@ -41,12 +47,15 @@ class Observer:
         method: As for `compute_cam`.
         output: As for `compute_cam`.
         bridge: Whether to draw a map across a cut that autograd alone cannot pass.
+        ranks: The processes that look together. Each method is called by all of them, and gives all the same.
     """
 
     target_layers: tuple[str, ...]
     method: str
     output: OutputSpec
     bridge: bool
+    ranks: Ranks = field(default_factory=Ranks)
+    _portions: Portions = field(default_factory=Portions)
     _chosen: tuple[str, ...] = ()
     _known: dict[str, tuple[_Health, Diagnosis]] = field(default_factory=dict)
 
@@ -67,21 +76,35 @@ class Observer:
             self._chosen = ()
 
     def choose(self, model: nn.Module, images: Tensor) -> str | None:
-        """Let "auto" choose, if it has not; the name of the layer if it was chosen now."""
+        """Let "auto" choose, if it has not; the name of the layer if it was chosen now.
+
+        Raises:
+            ForwardFailedError: The model raised.
+            ValueError: No module returns maps of more than one pixel.
+        """
         if self.layers != (layers.AUTO,):
             return None
-        self._chosen = (explain.choose_layer(model, images[:1], output=self.output),)
+
+        def choice() -> str:
+            with self._telling_of_the_model(len(images)):
+                return explain.choose_layer(model, images[:1], output=self.output)
+
+        self._chosen = (self.ranks.agreed(choice),)
         return self._chosen[0]
 
-    def look(self, model: nn.Module, images: Tensor, wanted: Sequence[explain.Target]) -> Observation:
+    def look(self, model: nn.Module, images: Tensor, wanted: Sequence[Target]) -> Observation:
         """One look.
 
         Args:
             model: In any mode; left as it was.
             images: `(N, C, H, W)`.
             wanted: The targets.
+
+        Raises:
+            ForwardFailedError: The model raised.
+            PartFailedError: Something else failed in one of several processes.
         """
-        results = explain.explain(model, images, self.layers, wanted=wanted, method=self.method, output=self.output)
+        results = self._explained(model, images, wanted, self.layers)
         try:
             diagnoses = self._reasons(model, images, wanted, results)
             for layer, reason in diagnoses.items():
@@ -89,11 +112,54 @@ class Observer:
                 if self.bridge and reason.bridges:
                     results = self._bridged(model, images, wanted, results, reason)
         except Exception as failure:  # the maps are right without a reason
-            return Observation(results, {}, failure)
-        return Observation(results, diagnoses, None)
+            return Observation(results, {}, failure, self._portions.size)
+        return Observation(results, diagnoses, None, self._portions.size)
+
+    def _explained(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        wanted: Sequence[Target],
+        names: Sequence[str],
+        bridged: frozenset[int] = frozenset(),
+    ) -> list[CAMResult]:
+        """The results of all samples: each process explains its share, in portions that fit into its memory."""
+        share = self.ranks.share(len(images))
+        own, targets = images[share], [parts.part_of(target, share) for target in wanted]
+
+        def explained(portion: slice) -> list[CAMResult]:
+            some = [parts.part_of(target, portion) for target in targets]
+            return explain.explain(
+                model, own[portion], names, wanted=some, method=self.method, output=self.output, bridged=bridged
+            )
+
+        def job() -> tuple[list[CAMResult] | None, int | None]:
+            if len(own) == 0:
+                return None, None
+            with self._telling_of_the_model(len(images)):
+                results = parts.join(self._portions.take(len(own), explained))
+            if self.ranks.size > 1:
+                results = [parts.moved(result, "cpu") for result in results]
+            return results, self._portions.size
+
+        gathered = self.ranks.together(job)
+        sizes = [size for _, size in gathered if size is not None]
+        self._portions.size = min(sizes, default=None)
+        joined = parts.join([results for results, _ in gathered if results is not None])
+        return [parts.moved(result, images.device) for result in joined] if self.ranks.size > 1 else joined
+
+    @contextmanager
+    def _telling_of_the_model(self, count: int) -> Iterator[None]:
+        """An error of the model's own becomes a diagnosis here, where its traceback still is."""
+        try:
+            yield
+        except Exception as error:
+            if not explain.raised_by_model(error):
+                raise
+            raise ForwardFailedError(diagnosis.of_failed_forward(self.layers[0], error, count)) from error
 
     def _reasons(
-        self, model: nn.Module, images: Tensor, wanted: Sequence[explain.Target], results: Sequence[CAMResult]
+        self, model: nn.Module, images: Tensor, wanted: Sequence[Target], results: Sequence[CAMResult]
     ) -> dict[str, Diagnosis]:
         known, self._known = self._known, {}
         for layer in results[0].health:
@@ -103,7 +169,8 @@ class Observer:
                 continue
             before, reason = known.get(layer, (None, None))
             if reason is None or before != health:
-                reason = diagnosis.diagnose(model, images, layer, target=wanted[null], output=self.output)
+                asked = partial(diagnosis.diagnose, model, images, layer, target=wanted[null], output=self.output)
+                reason = self.ranks.agreed(asked)
             self._known[layer] = health, reason
         return {layer: reason for layer, (_, reason) in self._known.items()}
 
@@ -111,20 +178,12 @@ class Observer:
         self,
         model: nn.Module,
         images: Tensor,
-        wanted: Sequence[explain.Target],
+        wanted: Sequence[Target],
         results: Sequence[CAMResult],
         reason: Diagnosis,
     ) -> list[CAMResult]:
         """The results with maps across the cuts of one layer: one more pass, whatever the number of targets."""
-        crossed = explain.explain(
-            model,
-            images,
-            [reason.layer],
-            wanted=wanted,
-            method=self.method,
-            output=self.output,
-            bridged=reason.bridges,
-        )
+        crossed = self._explained(model, images, wanted, [reason.layer], reason.bridges)
         return [_patched(result, across, reason.layer) for result, across in zip(results, crossed, strict=True)]
 
 

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from gradcam_callback.causes import Cause
 
+Target = str | int | Sequence[int] | Tensor
+"""The class to explain: "predicted", one for all samples, or one a sample (a list or an integer tensor)."""
+
 
 class BadInputError(ValueError):
     """What was given cannot be used; the message says what it was, what is possible, and what to do."""
@@ -274,3 +277,18 @@ class Diagnosis:
     remedy: str
     cuts: tuple[Cut, ...] = ()
     bridges: frozenset[int] = frozenset()
+
+
+class ForwardFailedError(RuntimeError):
+    """The model raised on the probes.
+
+    Attributes:
+        diagnosis: The error in words, and the line that raised it.
+    """
+
+    def __init__(self, diagnosis: Diagnosis) -> None:
+        super().__init__(diagnosis)  # the argument travels when the error is sent to another process
+        self.diagnosis = diagnosis
+
+    def __str__(self) -> str:
+        return self.diagnosis.message

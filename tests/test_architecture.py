@@ -12,11 +12,25 @@ import gradcam_callback
 PACKAGE = Path(gradcam_callback.__file__).parent
 
 # Who may import whom. A name that is missing here may import the leaves alone.
-LEAVES = {"causes", "records"}
-ROOMS = {"isolation", "layers", "targets", "gradients", "methods", "health", "picture", "alerts", "events"}
+LEAVES = {"causes", "memory", "options", "records"}
+ROOMS = {
+    "parts",
+    "ranks",
+    "isolation",
+    "layers",
+    "targets",
+    "gradients",
+    "methods",
+    "health",
+    "picture",
+    "alerts",
+    "events",
+}
 ENGINE = {"isolation", "layers", "targets", "gradients", "methods", "health"}
 ALLOWED = {
     "causes": set(),
+    "memory": set(),
+    "options": {"records"},
     "records": {"causes"},
     "loaders": LEAVES,
     "generators": LEAVES,
@@ -29,16 +43,17 @@ ALLOWED = {
     "explain": ENGINE | {"tracing"} | LEAVES,
     "diagnosis": ENGINE | {"explain", "traces", "tracing", "evidence", "wording"} | LEAVES,
     "panels": {"picture"} | LEAVES,
-    "observer": {"explain", "diagnosis", "layers", "targets"} | LEAVES,
+    "observer": {"explain", "diagnosis", "layers", "parts", "ranks", "targets"} | LEAVES,
     "journal": {"alerts", "events", "picture"} | LEAVES,
-    "callback": {"explain", "diagnosis", "observer", "panels", "journal", "layers", "methods", "picture", "probes"}
+    "setting": {"events", "ranks"} | LEAVES,
+    "callback": {"diagnosis", "observer", "panels", "journal", "layers", "methods", "picture", "probes", "setting"}
     | {"alerts", "events"}
     | LEAVES,
     "doctor": {"callback", "alerts"} | LEAVES,
     "cli": {"callback", "doctor"},
 } | dict.fromkeys(ROOMS, LEAVES)
 # The only ones that may import these packages at their top.
-LIGHTNING = {"callback", "doctor", "cli"}
+LIGHTNING = {"callback", "setting", "doctor", "cli"}
 PURE = {"methods"}
 
 

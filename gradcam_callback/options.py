@@ -1,0 +1,66 @@
+"""What the callback may be told, and what is said where it cannot be. A leaf but for `records`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from gradcam_callback.records import BadInputError
+
+TargetSpec = int | str
+OnNull = Literal["warn", "raise", "ignore"]
+Scale = Literal["each", "shared"]
+
+
+def check_options(every_n_epochs: Any, opacity: Any, class_names: Any, output: Any) -> None:
+    """Check what has a rule of its own.
+
+    Raises:
+        ValueError: One of them is not possible.
+    """
+    if isinstance(every_n_epochs, bool) or not isinstance(every_n_epochs, int) or every_n_epochs < 1:
+        raise BadInputError(f"`every_n_epochs` is a whole number of at least 1; given: {every_n_epochs!r}.")
+    if isinstance(opacity, bool) or not isinstance(opacity, (int, float)) or not 0 <= opacity <= 1:
+        raise BadInputError(f"`opacity` is a number from 0 to 1; given: {opacity!r}.")
+    if isinstance(class_names, str):
+        raise BadInputError(f"`class_names` is a list of names, one a class; given: {class_names!r}.")
+    if not (output is None or isinstance(output, (int, str)) or callable(output)):
+        raise BadInputError(f"`output` is a key, an index, a function, or None to find the logits; given: {output!r}.")
+
+
+def check_choice(name: str, value: Any, possible: Sequence[str]) -> None:
+    """Check that a value is among those that are possible.
+
+    Raises:
+        ValueError: It is not; the message names them.
+    """
+    if value not in possible:
+        raise BadInputError(f"`{name}` is one of {', '.join(map(repr, possible))}; given: {value!r}.")
+
+
+def check_statistics(name: str, numbers: Any) -> None:
+    """Check a mean or a standard deviation: a number a channel, or None.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if numbers is None:
+        return
+    if not isinstance(numbers, (list, tuple)) or not all(isinstance(number, (int, float)) for number in numbers):
+        raise BadInputError(f"`{name}` is a list of numbers, one a channel; given: {numbers!r}.")
+
+
+def check_targets(target: Any) -> tuple[TargetSpec, ...]:
+    """The target or targets, as a tuple.
+
+    Raises:
+        ValueError: One of them is none, or stands there twice.
+    """
+    given = tuple(target) if isinstance(target, (list, tuple)) else (target,)
+    for one in given:
+        is_class = isinstance(one, int) and not isinstance(one, bool) and one >= 0
+        if not is_class and one not in ("predicted", "label"):
+            raise BadInputError(f"A target is 'predicted', 'label' or a class index of at least 0; given: {one!r}.")
+    if not given or len(set(given)) < len(given):
+        raise BadInputError(f"`target` is one target or several different ones; given: {target!r}.")
+    return given

@@ -1,0 +1,73 @@
+"""Door: the trainer around a look. Its processes, its log directory, and a validation as a model finds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.trainer.states import RunningStage
+
+from gradcam_callback import events
+from gradcam_callback.ranks import Ranks
+
+
+def ranks_of(trainer: Trainer) -> Ranks:
+    """The processes of a run, and whether they have to go through a forward pass together.
+
+    Under DDP each holds the whole model, and takes a share of the probes. Under any other strategy with several
+    processes, they all take part in every pass, because some shard the weights (FSDP2, tensor parallelism).
+    """
+    strategy = trainer.strategy
+    whole = isinstance(strategy, DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy)
+    return Ranks(trainer.global_rank, trainer.world_size, lockstep=not whole and trainer.world_size > 1)
+
+
+def obstacle(trainer: Trainer) -> str | None:
+    """Why there can be no maps under the trainer's strategy; None where there can be."""
+    strategy = trainer.strategy
+    if isinstance(strategy, FSDPStrategy):
+        return "FSDPStrategy keeps the weights of several layers in one flat parameter"
+    if isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3:
+        return "DeepSpeedStrategy in stage 3 takes the weights of each layer apart"
+    return None
+
+
+def place_to_write(trainer: Trainer) -> tuple[events.Sink | None, Path | None]:
+    """Where panels and texts go, and the folder for the rest; None where this process has nothing to write.
+
+    Every process has to call it: asking for the log directory is a collective call.
+    """
+    directory = trainer.log_dir or trainer.default_root_dir
+    if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return None, None
+    logger = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
+    if logger is not None:
+        return events.TensorBoardSink(logger.experiment), Path(logger.log_dir)
+    return events.FolderSink(Path(directory)), Path(directory)
+
+
+@contextmanager
+def as_in_validation(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """As the batch hooks and the forward of a model find things in a validation: many ask `self.trainer.training`."""
+    stage, modes = trainer.state.stage, {module: module.training for module in pl_module.modules()}
+    trainer.state.stage = RunningStage.VALIDATING
+    for module in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        trainer.state.stage = stage
+        for module, training in modes.items():
+            module.training = training
+
+
+def transfer(trainer: Trainer, batch: Any, dataloader_idx: int) -> Any:
+    """What the evaluation loop does to a batch before the model gets it."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=dataloader_idx)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=dataloader_idx)
