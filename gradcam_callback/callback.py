@@ -415,7 +415,8 @@ class GradCAMCallback(Callback):
         stand at the same step.
         """
         with self._guard(trainer, "logging", "The scalars could not be logged"):
-            pl_module.log_dict(scalars, logger=False)
+            # All processes have the same, but for the seconds, of which this makes the mean.
+            pl_module.log_dict(scalars, logger=False, sync_dist=self._observer.ranks.size > 1)
             for logger in trainer.loggers:
                 logger.log_metrics(scalars, step=trainer.global_step)
 

@@ -19,7 +19,7 @@ import random
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -57,6 +57,7 @@ def isolated(model: nn.Module) -> Iterator[None]:
         stack.enter_context(_checkpoints_passed_by())
         stack.enter_context(_generators_kept())
         modules = list(model.modules())
+        stack.enter_context(_sharded(modules))
         stack.enter_context(_values_kept(modules))
         stack.enter_context(_modules_kept(modules))
         stack.enter_context(_parameters_frozen(modules))
@@ -68,6 +69,35 @@ def _eager() -> AbstractContextManager[Any]:
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
     return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+
+
+@contextmanager
+def _sharded(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """FSDP2 swaps the parameters of a module between shards and wholes, and remembers which they are.
+
+    What is recorded and put back are the shards, so before and after they have to be what there is.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    sharded = [module for module in modules if fsdp is not None and isinstance(module, fsdp.FSDPModule)]
+    for module in sharded:
+        module.reshard()
+    try:
+        yield
+    except BaseException:
+        _forget_pass(sharded)
+        raise
+    finally:
+        _do_all(module.reshard for module in sharded)
+
+
+def _forget_pass(sharded: Sequence[Any]) -> None:
+    """Have FSDP2 begin anew: it would go on in the middle of the pass that an error ended. It drops gradients, too."""
+    gradients = [(parameter, parameter.grad) for parameter in _parameters(sharded)]
+    for module in sharded:
+        with suppress(RuntimeError):  # it is the outermost one alone that can, and it knows that it is
+            module.reset_iter_state()
+    for parameter, gradient in gradients:
+        parameter.grad = gradient
 
 
 @contextmanager

@@ -34,8 +34,10 @@ def sample_pool(loader: DataLoader[Any]) -> Sequence[int]:
 
     Where a SubsetRandomSampler splits one data set for training and validation, these are only the validation part.
     """
-    if isinstance(loader.sampler, SubsetRandomSampler):
-        return [int(index) for index in loader.sampler.indices]
+    # With several processes, Lightning wraps the sampler in one that gives each of them a part.
+    sampler = getattr(getattr(loader.sampler, "dataset", None), "_sampler", loader.sampler)
+    if isinstance(sampler, SubsetRandomSampler):
+        return [int(index) for index in sampler.indices]
     return range(len(loader.dataset))  # type: ignore[arg-type]
 
 
