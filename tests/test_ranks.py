@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +243,7 @@ def test_alone_there_is_no_collective_call() -> None:
 
 
 @pytest.fixture
-def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Ranks]]:
+def pair(monkeypatch: pytest.MonkeyPatch) -> list[Ranks]:
     """Two ranks in two threads of this process, with collective calls that meet in memory."""
     meeting, board = threading.Barrier(2, timeout=10), [None, None]
 
@@ -255,7 +254,7 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Ranks]]:
         meeting.wait()
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather_object)
-    yield [Ranks(0, 2), Ranks(1, 2)]
+    return [Ranks(0, 2), Ranks(1, 2)]
 
 
 def in_threads(ranks: list[Ranks], job: Any) -> list[BaseException | list[Any]]:
