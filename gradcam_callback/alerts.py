@@ -290,7 +290,7 @@ def short_of_memory(portion: int) -> Finding:
 
 def unsupported_strategy(reason: str) -> Finding:
     """What is wrong where no map can be computed under the trainer's strategy."""
-    message = f"There are no maps under this strategy: {reason}."
+    message = f"There are no Grad-CAM maps under this strategy: {reason}."
     advice = "Use DDP, or ModelParallelStrategy with fully_shard (FSDP2). The training goes on without maps."
     return Finding("strategy", Trouble.UNSUPPORTED_STRATEGY, (), (), message, advice)
 

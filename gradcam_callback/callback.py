@@ -238,6 +238,7 @@ class GradCAMCallback(Callback):
             target_layers=self.target_layers,
             target=self.target,
             method=self.method,
+            output=getattr(self.output, "__qualname__", self.output),
             probes=self.source.describe(),
         )
 

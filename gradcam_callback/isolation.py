@@ -48,7 +48,8 @@ def isolated(model: nn.Module) -> Iterator[None]:
 
     Not put back: what forward writes in place into the memory of a weight (but for an embedding with `max_norm`),
     into a buffer that is sparse, expanded or of a tensor class of its own, into a container within a container, or
-    into an object of the user's own; and what a scripted module assigns to its attributes.
+    into an object of the user's own; what a scripted module assigns to its attributes; and, in versions of torch
+    without `FSDPModule.reset_iter_state`, where FSDP2 was when the model raised.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -94,7 +95,7 @@ def _forget_pass(sharded: Sequence[Any]) -> None:
     """Have FSDP2 begin anew: it would go on in the middle of the pass that an error ended. It drops gradients, too."""
     gradients = [(parameter, parameter.grad) for parameter in _parameters(sharded)]
     for module in sharded:
-        with suppress(RuntimeError):  # it is the outermost one alone that can, and it knows that it is
+        with suppress(RuntimeError, AttributeError):  # the outermost one alone can, and not in each version of torch
             module.reset_iter_state()
     for parameter, gradient in gradients:
         parameter.grad = gradient

@@ -338,8 +338,52 @@ def test_two_callbacks_in_one_trainer(run: MakeRun) -> None:
     other = cb(target_layers="model.stem")
     fit = run(cb(), max_epochs=1, callbacks=[other]).fit()
 
-    assert fit.events.steps(PANEL) == [STEPS]
-    assert fit.events.steps("gradcam/model.stem") == [STEPS]
+    events = fit.events
+    assert set(events.images) == {PANEL, "gradcam/model.stem"}
+    assert {f"gradcam/gradient_norm/{LAYER}", "gradcam/gradient_norm/model.stem"} <= events.ours()
+    for name in ("null_gradients", "empty_maps", "seconds"):
+        assert events.steps(f"gradcam/{name}") == events.steps(f"gradcam/{name}_2") == [STEPS]
+        assert f"gradcam/{name}_2" in fit.trainer.callback_metrics
+    assert fit.callback.state_key != other.state_key
+
+
+def test_two_callbacks_with_the_same_layer(run: MakeRun) -> None:
+    other = cb(method="gradcam++", target_layers="auto")
+    fit = run(cb(), detached(), max_epochs=1, callbacks=[other]).fit()
+
+    events = fit.events
+    assert set(events.images) == {PANEL, f"{PANEL}_2"}
+    assert set(events.texts) == {"gradcam/alerts", "gradcam/alerts_2"}
+    assert f"gradcam/gradient_norm/{LAYER}_2" in events.scalars
+    for kind in (events.images, events.scalars, events.texts):
+        assert all(len({step for step, _ in written}) == len(written) for written in kind.values())
+
+
+def test_two_callbacks_keep_their_states_apart(run: MakeRun, tmp_path: Path) -> None:
+    def three() -> list[GradCAMCallback]:
+        return [cb([0, 1], output="logits"), cb([2, 3], output="logits"), cb([2, 3], output="other")]
+
+    class TwoHeads(Classifier):
+        def forward(self, images: Tensor) -> Any:
+            logits = super().forward(images)
+            return {"logits": logits, "other": -logits}
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return F.cross_entropy(self(batch[0])["logits"], batch[1])
+
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self(batch[0])
+
+    first, *others = three()
+    fit = run(first, TwoHeads(), max_epochs=1, callbacks=others, folder="first").fit()
+    fit.trainer.save_checkpoint(tmp_path / "last.ckpt")
+    first, *others = three()
+    run(first, TwoHeads(), max_epochs=2, callbacks=others, folder="second").fit(
+        ckpt_path=tmp_path / "last.ckpt", **UNPICKLE
+    )
+
+    assert [callback.probes.indices for callback in (first, *others) if callback.probes] == [(0, 1), (2, 3), (2, 3)]
+    assert set(second.events.images) == {PANEL, f"{PANEL}_2", f"{PANEL}_3"}
 
 
 # Loggers
