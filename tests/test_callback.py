@@ -378,9 +378,8 @@ def test_two_callbacks_keep_their_states_apart(run: MakeRun, tmp_path: Path) -> 
     fit = run(first, TwoHeads(), max_epochs=1, callbacks=others, folder="first").fit()
     fit.trainer.save_checkpoint(tmp_path / "last.ckpt")
     first, *others = three()
-    run(first, TwoHeads(), max_epochs=2, callbacks=others, folder="second").fit(
-        ckpt_path=tmp_path / "last.ckpt", **UNPICKLE
-    )
+    second = run(first, TwoHeads(), max_epochs=2, callbacks=others, folder="second")
+    second.fit(ckpt_path=tmp_path / "last.ckpt", **UNPICKLE)
 
     assert [callback.probes.indices for callback in (first, *others) if callback.probes] == [(0, 1), (2, 3), (2, 3)]
     assert set(second.events.images) == {PANEL, f"{PANEL}_2", f"{PANEL}_3"}
