@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ from torch.utils.checkpoint import CheckpointFunction
 
 # What modules keep their parts and hooks in, and what their users gather things in.
 _CONTAINERS = frozenset({list, dict, set, deque, defaultdict, OrderedDict, Counter})
+# What else most attributes are. To ask of each whether it is a tensor would take longer than all the rest.
+_ATOMS = frozenset({bool, int, float, str, tuple, type(None)})
 
 
 @contextmanager
@@ -59,8 +61,9 @@ def isolated(model: nn.Module) -> Iterator[None]:
         stack.enter_context(_generators_kept())
         modules = list(model.modules())
         stack.enter_context(_sharded(modules))
-        stack.enter_context(_values_kept(modules))
-        stack.enter_context(_modules_kept(modules))
+        states = [_ModuleState.of(module) for module in modules]
+        stack.enter_context(_values_kept(states))
+        stack.enter_context(_modules_kept(states))
         stack.enter_context(_parameters_frozen(modules))
         yield
 
@@ -174,8 +177,7 @@ def _do_all(actions: Iterable[Callable[[], object]]) -> None:
 
 
 @contextmanager
-def _modules_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    states = [_ModuleState.of(module) for module in modules]
+def _modules_kept(states: Sequence[_ModuleState]) -> Iterator[None]:
     try:
         for state in states:
             state.prepare()
@@ -184,35 +186,51 @@ def _modules_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
         _do_all(state.restore for state in states)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _ModuleState:
     """What one module held, by identity, and the content of the containers among it.
 
-    The module's own dicts (parameters, buffers, children, each kind of hook) are containers like any other.
+    The module's own dicts (parameters, buffers, children, each kind of hook) are containers like any other. Most are
+    empty, a dozen kinds of hooks a module, and an empty one needs no copy.
     """
 
     module: nn.Module
     training: bool
     attributes: dict[str, Any]
-    containers: list[tuple[Any, Any]]
+    tensors: list[Tensor]
+    empty: list[Any]
+    filled: list[tuple[Any, Any]]
 
     @classmethod
     def of(cls, module: nn.Module) -> _ModuleState:
-        if isinstance(module, torch.jit.ScriptModule):  # it keeps all but its mode outside Python
-            return cls(module, module.training, {}, [])
         attributes = vars(module).copy()
-        found = [value for value in attributes.values() if type(value) in _CONTAINERS]
-        # Most are empty (a module has a dozen kinds of hooks), and an empty one needs no copy.
-        return cls(module, module.training, attributes, [(value, value.copy() if value else ()) for value in found])
+        tensors, empty, filled = [], [], []
+        for value in attributes.values():
+            kind = type(value)
+            if kind in _CONTAINERS:
+                if value:
+                    filled.append((value, value.copy()))
+                else:
+                    empty.append(value)
+            elif kind not in _ATOMS and isinstance(value, Tensor):
+                tensors.append(value)
+        if isinstance(module, torch.jit.ScriptModule):  # it keeps all but its mode outside Python
+            return cls(module, module.training, {}, tensors, [], [])
+        return cls(module, module.training, attributes, tensors, empty, filled)
 
     def prepare(self) -> None:
+        module = self.module
         if not self.attributes:
-            self.module.training = False
+            module.training = False
             return
         # The flag is set past `train()` and `__setattr__`, which a user's module may override and do more in.
-        vars(self.module)["training"] = False
-        for held in (vars(self.module), self.module._parameters, self.module._buffers):
-            _replace_inference_tensors(held)
+        vars(module)["training"] = False
+        if self.tensors:
+            _replace_inference_tensors(vars(module))
+        if module._parameters:
+            _replace_inference_tensors(module._parameters)
+        if module._buffers:
+            _replace_inference_tensors(module._buffers)
 
     def restore(self) -> None:
         if not self.attributes:
@@ -223,7 +241,10 @@ class _ModuleState:
         if len(held) > len(self.attributes):
             for name in held.keys() - self.attributes.keys():
                 del held[name]
-        for container, content in self.containers:
+        if any(self.empty):
+            for container in self.empty:
+                container.clear()
+        for container, content in self.filled:
             _refill(container, content)
 
 
@@ -240,11 +261,10 @@ def _replace_inference_tensors(held: dict[str, Any]) -> None:
 
 def _refill(container: Any, content: Any) -> None:
     """Give a container back what it held, in the order it had, if forward put something in or took something out."""
-    if len(container) == len(content) and (not content or _same(container, content)):
+    if len(container) == len(content) and _same(container, content):
         return
     container.clear()
-    if content:
-        container.extend(content) if hasattr(container, "extend") else container.update(content)
+    container.extend(content) if hasattr(container, "extend") else container.update(content)
 
 
 def _same(container: Any, content: Any) -> bool:
@@ -258,10 +278,11 @@ def _same(container: Any, content: Any) -> bool:
 
 
 @contextmanager
-def _values_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
+def _values_kept(states: Sequence[_ModuleState]) -> Iterator[None]:
+    modules = [state.module for state in states]
     buffers = [tensor for module in modules for tensor in module._buffers.values() if tensor is not None]
     # A statistic that is no buffer is kept like one. A scripted module has its attributes outside Python.
-    buffers += [tensor for module in modules for tensor in vars(module).values() if type(tensor) is Tensor]
+    buffers += [tensor for state in states for tensor in state.tensors if type(tensor) is Tensor]
     renormed = (module for module in modules if isinstance(module, (nn.Embedding, nn.EmbeddingBag)))
     written = [*filter(_is_plain, buffers), *(module.weight for module in renormed if module.max_norm is not None)]
     places = [_Place.of(tensor) for tensor in (*written, *filter(_is_plain, _parameters(modules)))]
@@ -283,8 +304,7 @@ def _is_plain(tensor: Tensor) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(NamedTuple):
     """A tensor, and the memory that it stood for."""
 
     tensor: Tensor
@@ -318,5 +338,6 @@ class _Values:
 
     def restore(self) -> None:
         pieces = self.values.split_with_sizes([memory.numel() for memory in self.memories])
-        shaped = [piece.view(memory.shape) for piece, memory in zip(pieces, self.memories, strict=True)]
+        pairs = zip(pieces, self.memories, strict=True)
+        shaped = [piece if memory.ndim == 1 else piece.view(memory.shape) for piece, memory in pairs]
         torch._foreach_copy_(self.memories, shaped)
