@@ -47,22 +47,29 @@ def examine(activation: Tensor, gradient: Tensor, cam: Tensor, scores: Tensor) -
         scores: `(N,)`. One that is NaN explains nothing, whatever its gradient; minus infinity is a masked class.
     """
     flat, cam = gradient.flatten(1), cam.float()  # float64 may hold what float32 calls infinite
+    peak, cam_peak = _peak(flat), _peak(cam.flatten(1))
     finite = ~scores.isnan()
-    for tensor in (flat, activation.flatten(1), cam.flatten(1)):
-        finite = finite & tensor.isfinite().all(1)
-    zero = (flat == 0).all(1)
-    code = torch.where(zero, _ZERO, _OK)
+    for highest in (peak, _peak(activation.flatten(1)), cam_peak):
+        finite = finite & highest.isfinite()
+    code = torch.where(peak == 0, _ZERO, _OK)
     code = torch.where(finite, code, _NON_FINITE)
     usable = code == _OK
     cam = torch.where(usable[:, None, None], cam, torch.nan)
-    return Examination(cam, _norm(flat), code, usable & (cam.flatten(1) == 0).all(1))
+    return Examination(cam, _norm(flat, peak), code, usable & (cam_peak == 0))
 
 
-def _norm(flat: Tensor) -> Tensor:
+def _peak(flat: Tensor) -> Tensor:
+    """The largest absolute value of each row; NaN if there is one in it.
+
+    It tells what is zero and what is finite in one reading. To ask each number and then `all` takes ten times as long.
+    """
+    return torch.maximum(flat.amax(dim=1), -flat.amin(dim=1))
+
+
+def _norm(flat: Tensor, peak: Tensor) -> Tensor:
     """The L2 norm of each row, without squaring tiny numbers to zero or huge ones to infinity."""
-    peak = flat.abs().amax(dim=1, keepdim=True)
-    scaled: Tensor = torch.linalg.vector_norm(flat / torch.where(peak == 0, 1, peak), dim=1)
-    return (scaled * peak.squeeze(1)).float()
+    scaled: Tensor = torch.linalg.vector_norm(flat / torch.where(peak == 0, 1, peak)[:, None], dim=1)
+    return (scaled * peak).float()
 
 
 def missing(activation: Tensor | None, samples: Tensor, cause: Cause | None = None, detail: str = "") -> Examination:
