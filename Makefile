@@ -49,7 +49,7 @@ format: $(VENV)/.ready  ## Put the code into the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.ready  ## Measure time and memory as ratios inside one run
+bench: $(VENV)/.ready  ## Measure time and memory as ratios inside one run (twenty minutes)
 	$(BIN)/python scripts/benchmark.py
 
 clean:  ## Remove environments, caches and runs

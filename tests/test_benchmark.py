@@ -17,7 +17,7 @@ LIMITS = {
     "probe pass: time over the least work": 1.10,
     "probe pass: memory over the least work": 1.25,
     "attached: validation over one without": 1.02,
-    "attached: hold over its forward": 1.3,
+    "attached: hold over a forward of the probes": 1.3,
     "growth: last quarter of the epochs over the first": 1.10,
 }
 
@@ -103,8 +103,7 @@ def test_one_table_alone(tmp_path: Path) -> None:
     assert "resnet18" not in done.stdout
 
 
-@pytest.mark.parametrize("option", ["--rounds", "--images"])
-def test_numbers_below_one_are_refused(option: str) -> None:
-    done = run(option, "0")
+def test_rounds_of_none_are_refused() -> None:
+    done = run("--rounds", "0")
     assert done.returncode == 2
     assert "at least 1; given: 0" in done.stderr
