@@ -12,6 +12,7 @@ A network is full of `detach`, `item` and comparisons that do no harm. So none i
 
 from __future__ import annotations
 
+import itertools
 import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from gradcam_callback import evidence, explain, gradients, health, layers, wordi
 from gradcam_callback.causes import Cause
 from gradcam_callback.evidence import END, Evidence, Flow
 from gradcam_callback.isolation import isolated
-from gradcam_callback.records import Cut, Diagnosis, GradientState, LayerHealth, Target
+from gradcam_callback.records import Cut, Diagnosis, GradientState, LayerHealth, Target, split_call
 from gradcam_callback.targets import OutputSpec
 from gradcam_callback.traces import Frame, Step, Trace, Use, frame_of
 from gradcam_callback.tracing import ATTEMPTS, Tracer, Witness, disturbed, plain_name
@@ -62,7 +63,8 @@ def diagnose(
     Args:
         model: Any module that maps images to logits.
         inputs: `(N, C, H, W)`, as the model takes them.
-        target_layer: The dotted name of the layer.
+        target_layer: The dotted name of the layer, with the number of a call if it is about that one, as for
+            `compute_cam`.
         target: As for `compute_cam`.
         output: As for `compute_cam`.
 
@@ -171,10 +173,16 @@ class _Investigation:
             return self._zero(run)
         return self._told(run, [])
 
+    @property
+    def _call(self) -> int | None:
+        """The number of the call that was chosen, counted from 0."""
+        return None if split_call(self.layer)[1] is None else self.verdict.call
+
     # What can be wrong
 
     def _layer_itself(self, cause: Cause) -> Diagnosis:
-        frames = self._ran_without_hooks() if cause is Cause.LAYER_NOT_CALLED else None
+        never = cause is Cause.LAYER_NOT_CALLED and self.verdict.calls == 0
+        frames = self._ran_without_hooks() if never else None
         if frames is None:
             return self._told(None, [Cut(cause, None, "")])
         location = evidence.locate(frames, _module_of(frames, self.model))
@@ -323,7 +331,8 @@ class _Investigation:
             inputs = explain.prepared(self.inputs, self.model)
             found = layers.find_layers(self.model, [self.layer])
             tracer = Tracer(bridged=bridges, disturb=disturb, noting_saved=noting_saved, from_inputs=from_inputs)
-            with explain.forward_pass(self.model, inputs, found, self.output, tracer) as (logits, recordings):
+            calls = {self.layer: self._call}
+            with explain.forward_pass(self.model, inputs, found, self.output, tracer, calls) as (logits, recordings):
                 end = tracer.use_of(logits)
                 scores, _ = explain.choose_scores(logits, self.target)
                 taken = gradients.differentiate(scores, recordings, keep_graph=True)[self.layer]
@@ -338,7 +347,7 @@ class _Investigation:
         layer = layers.find_layers(self.model, [self.layer])[self.layer]
         for attempt in ATTEMPTS:
             change = partial(disturbed, attempt=attempt)
-            hooks = [] if departures else [_disturb(layer, change)]
+            hooks = [] if departures else [_disturb(layer, change, self._call)]
             try:
                 changed = self._run(disturb=dict.fromkeys(departures, change)).scores
             except Exception:  # not a possible value (an index out of range), or one that the model refuses
@@ -481,6 +490,7 @@ def _named_modules(model: nn.Module) -> dict[str, nn.Module]:
 def _is_closed(model: nn.Module, layer: str) -> bool:
     """Whether the layer is scripted or inside a scripted or traced module, which runs no hooks of its parts."""
     modules = _named_modules(model)
+    layer, _ = split_call(layer)
     parts = layer.split(".")
     parents = [modules.get(".".join(parts[:count])) for count in range(len(parts))]
     own = modules.get(layer)
@@ -488,10 +498,15 @@ def _is_closed(model: nn.Module, layer: str) -> bool:
     return scripted or any(isinstance(parent, torch.jit.ScriptModule) for parent in parents)
 
 
-def _disturb(layer: nn.Module, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
+def _disturb(layer: nn.Module, change: Callable[[Tensor], Tensor], call: int | None) -> RemovableHandle:
+    """Change what the layer returns, at one call or at every one."""
+    calls = itertools.count()
+
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        activation = layers.find_activation(output)
-        return None if activation is None else gradients.replaced(output, activation, change(activation))
+        activation, number = layers.find_activation(output), next(calls)
+        if activation is None or call not in (None, number):
+            return None
+        return gradients.replaced(output, activation, change(activation))
 
     # Before the user's hooks, which may be where the activation goes on from.
     return layer.register_forward_hook(hook, prepend=True)

@@ -16,7 +16,7 @@ from gradcam_callback import gradients, health, layers, methods, targets
 from gradcam_callback.causes import Cause
 from gradcam_callback.isolation import isolated
 from gradcam_callback.memory import is_out_of_memory
-from gradcam_callback.records import BadInputError, CAMResult, Target
+from gradcam_callback.records import BadInputError, CAMResult, GradientState, Target, split_call
 from gradcam_callback.targets import OutputSpec
 from gradcam_callback.tracing import Lenient, Tracer, softened_inference
 
@@ -41,18 +41,21 @@ def compute_cam(
         model: Any module that maps images to logits.
         inputs: `(N, C, H, W)`, as the model takes them; moved to the model's device.
         target_layers: Dotted names of modules inside the model, or "auto": the last module in forward order that
-            returns maps of more than one pixel and that the score depends on.
+            returns maps of more than one pixel and that the score depends on. Of a layer that runs more than once in a
+            forward pass, the last call that the score depends on is explained, or the one whose number stands at the
+            end of the name, counted from 0: "head#0" is the first call, "head#1" the second, "head#-1" the last.
         target: The class to explain: "predicted", an int, or N ints (a list or an integer tensor).
         method: "gradcam", "gradcam++", "hirescam", "xgradcam" or "layercam".
         output: Where the logits are in what the model returns: a key, an index, a function; None finds them.
 
     Returns:
-        Maps, scores, and a judgement on each gradient. A probe without a usable gradient is a row of NaN.
+        Maps, scores, and a judgement on each gradient. A probe without a usable gradient is a row of NaN, and so is
+        every probe at a layer, or at a call of it, that the forward pass did not run.
 
     Raises:
         TypeError: `inputs` is no tensor, or `target` or `target_layers` is of a wrong type.
-        ValueError: There is no such layer, method or class; the layer's output has no space in it; the number of
-            targets is not that of the samples; no logits were found.
+        ValueError: There is no such layer, method or class; what follows a `#` is no number; the layer's output has no
+            space in it; the number of targets is not that of the samples; no logits were found.
     """
     [result] = explain(model, inputs, target_layers, wanted=[target], method=method, output=output)
     for layer, verdict in result.health.items():
@@ -86,6 +89,8 @@ def explain(
             names = (_auto_layer(model, inputs, wanted[0], output),)
         found = layers.find_layers(model, names)
         together = _explain_together(model, inputs, found, wanted, method, output, bridged)
+        if not together and len(found) == 1:
+            return _explain_call_by_call(model, inputs, found, wanted, method, output)
     return together or _explain_one_by_one(model, inputs, found, wanted, method, output)
 
 
@@ -98,20 +103,70 @@ def _explain_together(
     output: OutputSpec,
     bridged: frozenset[int],
 ) -> list[CAMResult]:
-    """All layers and targets from one forward pass; no result where the layers would disturb each other."""
+    """All layers and targets from one forward pass; no result where layers, or calls, would disturb each other."""
     method_of = methods.find_method(method)
     tracer = Tracer(bridged=bridged, recording=False) if bridged else None
+    chosen = _counted_from_zero(model, inputs, found) if bridged else None  # cuts are numbered from that call on
     results = []
-    with forward_pass(model, inputs, found, output, tracer) as (logits, recordings):
+    with forward_pass(model, inputs, found, output, tracer, chosen) as (logits, recordings):
         if len(found) > 1 and any(recording.reopened for recording in recordings.values()):
             return []
         for position, target in enumerate(wanted):
             scores, rest = choose_scores(logits, target)
             more = position + 1 < len(wanted)
             taken = gradients.differentiate(scores, recordings, keep_graph=more)
+            if any(call > taken[name].call for name, seen in recordings.items() for call in seen.reopened):
+                return []
             examinations = {name: _examine(name, pair, method_of, scores) for name, pair in taken.items()}
             results.append(_result(scores, rest, examinations, inputs))
     return results
+
+
+def _explain_call_by_call(
+    model: nn.Module,
+    inputs: Tensor,
+    found: Mapping[str, nn.Module],
+    wanted: Sequence[Target],
+    method: str,
+    output: OutputSpec,
+) -> list[CAMResult]:
+    """A pass for each call of one layer, the last one first, where a later call would disturb the one to explain."""
+    [(name, layer)] = found.items()
+    plain, chosen = split_call(name)
+    count = _count_calls(model, inputs, found)[name]
+    order = range(count - 1, -1, -1) if chosen is None else [chosen + count]
+    results = []
+    for target in wanted:
+        tried = []
+        for call in order:
+            alone = {f"{plain}#{call}": layer}
+            tried += _explain_together(model, inputs, alone, [target], method, output, frozenset())
+            [verdict] = tried[-1].health.values()
+            if set(verdict.state) != {GradientState.NONE}:
+                break
+        else:
+            del tried[1:]
+        [cam], [verdict] = tried[-1].cams.values(), tried[-1].health.values()
+        results.append(replace(tried[-1], cams={name: cam}, health={name: verdict}))
+    return results
+
+
+def _counted_from_zero(model: nn.Module, inputs: Tensor, found: Mapping[str, nn.Module]) -> dict[str, int | None]:
+    """The calls that the names choose. One that is counted from the end costs a forward pass without gradients."""
+    chosen = {name: split_call(name)[1] for name in found}
+    if all(call is None or call >= 0 for call in chosen.values()):
+        return chosen
+    counts = _count_calls(model, inputs, found)
+    return {
+        name: call + counts[name] if call is not None and -counts[name] <= call < 0 else call
+        for name, call in chosen.items()
+    }
+
+
+def _count_calls(model: nn.Module, inputs: Tensor, found: Mapping[str, nn.Module]) -> dict[str, int]:
+    with layers.counted_calls(found) as counts, torch.no_grad():
+        call_model(model, inputs)
+    return counts
 
 
 def _explain_one_by_one(
@@ -200,6 +255,7 @@ def forward_pass(
     found: Mapping[str, nn.Module],
     output: OutputSpec,
     tracer: Tracer | None = None,
+    chosen: Mapping[str, int | None] | None = None,
 ) -> Iterator[tuple[Tensor, dict[str, gradients.Recording]]]:
     """Run the model once, with a graph that begins at the layers. To be used within `isolated`.
 
@@ -209,12 +265,14 @@ def forward_pass(
         found: Name to layer.
         output: As for `compute_cam`.
         tracer: Follows what forward does with the activations.
+        chosen: Name to the call to explain; by default what the names say.
 
     Yields:
         The logits `(N, L)`, and what was recorded at the layers.
     """
     begun = None if tracer is None else tracer.begin
-    with gradients.recorded(found, layers.find_activation, begun) as recordings:
+    calls = {name: split_call(name)[1] for name in found} if chosen is None else chosen
+    with gradients.recorded(found, layers.find_activation, begun, calls) as recordings:
         if tracer is not None:
             with tracer.watching(model):
                 logits = _logits(model, inputs, output)
@@ -272,12 +330,18 @@ def choose_scores(logits: Tensor, target: Target) -> tuple[Tensor, tuple[Tensor,
 
 
 def _examine(name: str, pair: gradients.LayerGradient, method_of: methods.Method, scores: Tensor) -> health.Examination:
+    if pair.bypassed:
+        return health.missing(None, scores, Cause.HOOK_BYPASSED, f"The layer {name!r} is scripted, and takes no hooks.")
+    found = _examine_call(name, pair, method_of, scores)
+    return replace(found, calls=pair.calls, call=pair.call)
+
+
+def _examine_call(
+    name: str, pair: gradients.LayerGradient, method_of: methods.Method, scores: Tensor
+) -> health.Examination:
     if pair.activation is None:
-        if pair.bypassed:
-            detail = f"The layer {name!r} is scripted, and takes no hooks."
-            return health.missing(None, scores, Cause.HOOK_BYPASSED, detail)
-        if pair.refused is None:
-            return health.missing(None, scores, Cause.LAYER_NOT_CALLED, f"The forward pass never ran {name!r}.")
+        if not 0 <= pair.call < pair.calls:
+            return health.missing(None, scores, Cause.LAYER_NOT_CALLED, _not_called(name, pair.calls))
         returned = layers.describe_output(pair.refused)
         detail = f"The layer {name!r} returned {returned}: no maps (N, K, h, w) with space in them."
         return health.missing(None, scores, Cause.UNSUPPORTED_OUTPUT, detail)
@@ -291,6 +355,15 @@ def _examine(name: str, pair: gradients.LayerGradient, method_of: methods.Method
     with torch.autocast(scores.device.type, enabled=False):
         cam = method_of(pair.activation, pair.gradient)
         return health.examine(pair.activation, pair.gradient, cam, scores.detach())
+
+
+def _not_called(name: str, calls: int) -> str:
+    plain, _ = split_call(name)
+    if calls == 0:
+        return f"The forward pass never ran {plain!r}."
+    often = "once" if calls == 1 else f"{calls} times"
+    numbers = "#0 or #-1" if calls == 1 else f"#0 to #{calls - 1}, or from the end #-1 to #-{calls}"
+    return f"The forward pass ran {plain!r} {often}, so there is no call {name!r}. Possible: {numbers}."
 
 
 def _backward_failure(message: str) -> Cause | None:

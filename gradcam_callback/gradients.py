@@ -9,14 +9,24 @@ operation after the layer (a ReLU, mostly) changes the clone, and not the activa
 layer returns its own input, it is the other way round: the leaf is the copy, and the graph begins in the tensor itself.
 
 An output that already depends on an earlier leaf is not cut off from it, or the earlier layer would lose its gradient.
+So it is with the calls of a layer that runs more than once, too: each has the total derivative, also the first call of
+a recurrence, through all that follow.
+
+Note [One call of several]
+
+Where one call is chosen, the others begin a graph too, as long as gradients are on anyway. It would do without: but a
+checkpointed block runs again during backward, call after call in an order that nobody knows, and there it has to save
+what it saved in the forward pass. But they leave gradients off where the model has switched them off: on the way from
+the chosen call to the score that is a cut, and the map must not show what gets past it.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -35,25 +45,47 @@ class Recording:
     """What one forward pass left at one layer.
 
     Attributes:
-        calls: The activations, one a call of the layer, that gradients are taken with respect to.
-        refused: The last output without space in it, where that is all the layer returned.
-        reopened: Whether the layer ran where the model had switched gradients off, behind another layer of the pass.
-            Switching them on there gives that other layer a part of a gradient that it has not.
+        chosen: The number of the call to explain, from 0, or from the end if it is below; None takes the last that the
+            score depends on.
+        calls: The activations, one a call of the layer, that gradients are taken with respect to; None where a call
+            returned none, or began no graph.
+        refused: Of each call that returned no activation, its number and what it returned.
+        reopened: The calls that ran where the model had switched gradients off, behind another call of the pass.
+            Switching them on there gives that other call a part of a gradient that it has not.
         closed: Whether the forward pass is over. A checkpointed block runs the layer again during backward.
         bypassed: Whether the layer takes no hooks, because it is scripted.
     """
 
-    calls: list[Tensor] = field(default_factory=list)
-    refused: Any = None
-    reopened: bool = False
+    chosen: int | None = None
+    calls: list[Tensor | None] = field(default_factory=list)
+    refused: dict[int, Any] = field(default_factory=dict)
+    reopened: list[int] = field(default_factory=list)
     closed: bool = False
     bypassed: bool = False
 
     def clear(self) -> None:
         """Forget the pass, to begin another."""
         self.calls.clear()
-        self.refused = None
-        self.reopened = False
+        self.refused.clear()
+        self.reopened.clear()
+
+    def begins_at(self, activation: Tensor) -> bool:
+        """Whether the call that is going on begins a graph. See Note [One call of several]."""
+        if torch.is_grad_enabled() or self.chosen is None or self.chosen < 0:
+            return True
+        if not self.closed:
+            return len(self.calls) == self.chosen
+        original = self.calls[self.chosen] if self.chosen < len(self.calls) else None
+        return original is not None and torch.equal(original, activation)
+
+    def which(self, reached: Callable[[Tensor], bool]) -> int:
+        """The number of the call to explain, from 0, also where it did not happen."""
+        count = len(self.calls)
+        if self.chosen is not None:
+            return self.chosen + count if -count <= self.chosen < 0 else self.chosen
+        begun = [number for number, call in enumerate(self.calls) if call is not None]
+        alive = [number for number in begun if (call := self.calls[number]) is not None and reached(call)]
+        return (alive or begun or [max(count - 1, 0)])[-1]
 
 
 @contextmanager
@@ -61,6 +93,7 @@ def recorded(
     layers: Mapping[str, nn.Module],
     find_activation: Callable[[Any], Tensor | None],
     begun: Callable[[Tensor], None] | None = None,
+    chosen: Mapping[str, int | None] = MappingProxyType({}),
 ) -> Iterator[dict[str, Recording]]:
     """Record the activations of layers while the model runs, each the beginning of a graph.
 
@@ -69,27 +102,32 @@ def recorded(
     Args:
         layers: Name to module.
         find_activation: From what a layer returned to its activation `(N, K, h, w)`, or None.
-        begun: Told of each activation that is handed on to the rest of the network.
+        begun: Told of each activation that is handed on to the rest of the network, and that may be explained. A call
+            that is chosen from the end it cannot know.
+        chosen: Name to the call to explain, as of `Recording`; a name that is missing has None.
 
     Yields:
         Name to recording, filled while the model runs; emptied on the way out, so that no tensor outlives the pass.
         Whether gradients are on is put back there too: a layer in a `no_grad` block switches them on.
     """
-    recordings = {name: Recording() for name in layers}
+    recordings = {name: Recording(chosen.get(name)) for name in layers}
 
     def attach(name: str) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            activation = find_activation(output)
-            if activation is None:
-                recordings[name].refused = output
+            activation, recording = find_activation(output), recordings[name]
+            if activation is None or not recording.begins_at(activation):
+                if not recording.closed:
+                    recording.refused |= {len(recording.calls): output} if activation is None else {}
+                    recording.calls.append(None)
                 return None
-            behind = any(recording.calls for recording in recordings.values())
-            recordings[name].reopened |= behind and not torch.is_grad_enabled()
+            behind = any(call is not None for other in recordings.values() for call in other.calls)
+            reopened = behind and not torch.is_grad_enabled()
             leaf, handed_on = _begin_graph(activation, is_input=any(given is activation for given in args))
-            if not recordings[name].closed:
-                recordings[name].calls.append(leaf)
-                if begun is not None:
+            if not recording.closed:
+                recording.reopened += [len(recording.calls)] if reopened else []
+                if begun is not None and recording.chosen in (None, len(recording.calls)):
                     begun(handed_on)
+                recording.calls.append(leaf)
             return replaced(output, activation, handed_on)
 
         return hook
@@ -154,11 +192,13 @@ class LayerGradient:
     """One layer's activation and the gradient of the scores with respect to it.
 
     Attributes:
-        activation: `(N, K, h, w)`, float32 or float64; None where the layer was not called or has no space in it.
+        activation: `(N, K, h, w)`, float32 or float64; None where the call did not happen or has no space in it.
         gradient: The same shape; None where there is none.
-        refused: What the layer returned instead of an activation.
+        refused: What the call returned instead of an activation.
         failure: What torch said when it would not go backward, or why we do not take its word.
         bypassed: Whether the layer takes no hooks, so that nothing is known of it.
+        calls: How often the layer ran.
+        call: Which call this is, counted from 0; not below `calls` where it did not happen.
     """
 
     activation: Tensor | None
@@ -166,6 +206,8 @@ class LayerGradient:
     refused: Any = None
     failure: str = ""
     bypassed: bool = False
+    calls: int = 0
+    call: int = 0
 
 
 def differentiate(
@@ -182,14 +224,15 @@ def differentiate(
         keep_graph: Whether other scores of the same forward pass will follow.
 
     Returns:
-        Layer to activation and gradient. Of a layer that ran more than once, its last call that the score depends on.
+        Layer to activation and gradient. Of a layer that ran more than once, the call that was chosen; if none was, the
+        last that the score depends on.
 
     Raises:
         RuntimeError: There is too little memory to go backward, which says nothing about the graph.
     """
     # As they are now: backward may run a checkpointed block again, and the layer's hook with it.
-    calls = {name: list(recording.calls) for name, recording in recordings.items()}
-    points = [call for several in calls.values() for call in several]
+    recordings = {name: replace(recording, calls=list(recording.calls)) for name, recording in recordings.items()}
+    points = [call for recording in recordings.values() for call in recording.calls if call is not None]
     taken: list[Tensor | None] = [None] * len(points)
     failure = ""
     try:
@@ -199,18 +242,18 @@ def differentiate(
             raise
         failure = str(error) or type(error).__name__  # of any type, out of the backward of a custom function
     found = {id(point): (gradient, failure) for point, gradient in zip(points, taken, strict=True)}
-    return {name: _layer_gradient(recording, calls[name], found) for name, recording in recordings.items()}
+    return {name: _layer_gradient(recording, found) for name, recording in recordings.items()}
 
 
-def _layer_gradient(
-    recording: Recording, calls: Sequence[Tensor], found: Mapping[int, tuple[Tensor | None, str]]
-) -> LayerGradient:
-    if not calls:
-        return LayerGradient(None, None, recording.refused, bypassed=recording.bypassed)
-    alive = [call for call in calls if found[id(call)][0] is not None]
-    activation = (alive or calls)[-1]
+def _layer_gradient(recording: Recording, found: Mapping[int, tuple[Tensor | None, str]]) -> LayerGradient:
+    number, count = recording.which(lambda call: found[id(call)][0] is not None), len(recording.calls)
+    activation = recording.calls[number] if 0 <= number < count else None
+    if activation is None:
+        refused = recording.refused.get(number)
+        return LayerGradient(None, None, refused, bypassed=recording.bypassed, calls=count, call=number)
     gradient, failure = found[id(activation)]
-    return LayerGradient(_wide(activation.detach()), None if gradient is None else _wide(gradient), failure=failure)
+    wide = None if gradient is None else _wide(gradient)
+    return LayerGradient(_wide(activation.detach()), wide, failure=failure, calls=count, call=number)
 
 
 def _gradients(scores: Tensor, points: list[Tensor], keep_graph: bool) -> list[Tensor | None]:

@@ -27,6 +27,8 @@ class Examination:
         empty: bool `(N,)`: a usable gradient, and a map of zeros.
         cause: Why, where the forward pass alone already tells.
         detail: That cause in words.
+        calls: How often the layer ran.
+        call: Which of its calls was examined, counted from 0.
     """
 
     cam: Tensor
@@ -35,6 +37,8 @@ class Examination:
     empty: Tensor
     cause: Cause | None = None
     detail: str = ""
+    calls: int = 1
+    call: int = 0
 
 
 def examine(activation: Tensor, gradient: Tensor, cam: Tensor, scores: Tensor) -> Examination:
@@ -101,6 +105,8 @@ def judge(examinations: Mapping[str, Examination]) -> dict[str, LayerHealth]:
             empty=tuple(bool(number % 2) for number in numbers),
             cause=found.cause,
             detail=found.detail,
+            calls=found.calls,
+            call=found.call,
         )
         for (name, found), numbers in zip(examinations.items(), packed, strict=True)
     }

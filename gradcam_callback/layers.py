@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradcam_callback.records import BadInputError
+from gradcam_callback.records import BadInputError, split_call
 
 AUTO = "auto"
 
@@ -24,7 +24,7 @@ def check_names(target_layers: str | Sequence[str]) -> tuple[str, ...]:
 
     Raises:
         TypeError: They are neither a string nor a sequence of strings.
-        ValueError: There are none, or "auto" stands beside others.
+        ValueError: There are none, "auto" stands beside others, or what follows a `#` is not the number of a call.
     """
     names = [target_layers] if isinstance(target_layers, str) else target_layers
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
@@ -37,7 +37,22 @@ def check_names(target_layers: str | Sequence[str]) -> tuple[str, ...]:
         raise BadInputError('No target layer was given. Possible: "auto", or dotted names of modules such as "layer4".')
     if AUTO in unique and len(unique) > 1:
         raise BadInputError(f'"auto" chooses one layer and stands alone; given: {list(unique)!r}.')
+    for name in unique:
+        _check_call(name)
     return unique
+
+
+def _check_call(name: str) -> None:
+    plain, call = split_call(name)
+    if call is None and "#" in name:
+        wrong = name.rpartition("#")[2]
+        raise BadInputError(
+            f"What follows the '#' in {name!r} is no number of a call: {wrong!r}. Calls are counted from 0, or from "
+            'the end with a minus, and the number stands at the end of the name: "head.conv#0" is the first call of '
+            '"head.conv", "head.conv#-1" its last.'
+        )
+    if call is not None and plain == AUTO:
+        raise BadInputError(f'"auto" chooses a layer by itself and takes no number of a call; given: {name!r}.')
 
 
 def find_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
@@ -46,20 +61,21 @@ def find_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
     Args:
         model: Where to look.
         names: Dotted names. A list's item may be counted from the end, and written as in Python: "layer4[-1].conv2"
-            is "layer4.1.conv2" in a ResNet-18.
+            is "layer4.1.conv2" in a ResNet-18. The number of a call, behind a `#`, is kept.
 
     Raises:
         ValueError: There is no such module; the message names the closest.
     """
     modules = dict(_named_modules(model, remove_duplicate=False))
     found = {}
-    for name in names:
+    for given in names:
+        name, call = split_call(given)
         plain = _without_wrappers(name)
         if plain not in modules:
             plain = _without_brackets({"": model, **modules}, plain)
         if plain not in modules:
             raise BadInputError(_unknown(model, name, list(modules)))
-        found[plain] = modules[plain]
+        found[plain if call is None else f"{plain}#{call}"] = modules[plain]
     return found
 
 
@@ -128,7 +144,8 @@ def spatial_layers(model: nn.Module, batch: int) -> Iterator[dict[str, nn.Module
     Scripted modules take no hooks and are passed over.
 
     Yields:
-        Name to module, filled while the model runs, in the order in which the modules finish.
+        Name to module, filled while the model runs, in the order in which the modules finish. Where a module's own name
+        has a `#` in it, the number of its last call follows, so that it can be told from such a number.
     """
     seen: dict[str, nn.Module] = {}
 
@@ -144,5 +161,27 @@ def spatial_layers(model: nn.Module, batch: int) -> Iterator[dict[str, nn.Module
     with ExitStack() as stack:
         for name, module in _named_modules(model):
             with suppress(RuntimeError) if isinstance(module, torch.jit.ScriptModule) else nullcontext():
-                stack.callback(module.register_forward_hook(watch(name)).remove)
+                stack.callback(module.register_forward_hook(watch(f"{name}#-1" if "#" in name else name)).remove)
         yield seen
+
+
+@contextmanager
+def counted_calls(found: Mapping[str, nn.Module]) -> Iterator[dict[str, int]]:
+    """Count how often modules run in a forward pass.
+
+    Yields:
+        Name to count, filled while the model runs. A scripted module takes no hooks, and its count stays 0.
+    """
+    counts = dict.fromkeys(found, 0)
+
+    def count(name: str) -> Any:
+        def hook(_module: nn.Module, _args: Any, _output: Any) -> None:
+            counts[name] += 1
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, module in found.items():
+            with suppress(RuntimeError) if isinstance(module, torch.jit.ScriptModule) else nullcontext():
+                stack.callback(module.register_forward_hook(count(name)).remove)
+        yield counts

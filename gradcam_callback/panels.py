@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradcam_callback import picture
 from gradcam_callback.causes import Cause
-from gradcam_callback.records import CAMResult, GradientState, LayerHealth, Panel, PanelColumn, ProbeSet
+from gradcam_callback.records import CAMResult, GradientState, LayerHealth, Panel, PanelColumn, ProbeSet, name_call
 
 _VERDICTS = {
     GradientState.NONE: "no gradient",
@@ -51,7 +51,7 @@ def draw(
         results: One a target.
         targets: What the targets are called.
         look: How it should look.
-        heading: What stands above each panel, after the layer's name.
+        heading: What stands above each panel, after the layer's name and, where it ran more than once, its call.
     """
     table = picture.colormap_table(look.colormap)
     device = results[0].targets.device
@@ -69,12 +69,13 @@ def draw(
     facts = [_Facts.of(result) for result in results]
     panels = {}
     for number, layer in enumerate(layers):
+        named, titles = _with_calls(layer, [result.health[layer] for result in results], targets)
         columns = tuple(
             _column(facts[i], results[i].health[layer], title, look, overlays[number * len(results) + i], peaks.pop(0))
-            for i, title in enumerate(targets)
+            for i, title in enumerate(titles)
         )
         panels[layer] = Panel(
-            title=f"{layer}\n{heading}",
+            title=f"{named}\n{heading}",
             inputs=inputs,
             captions=_input_captions(probes, facts[0], look),
             correct=_correct(probes, facts[0]),
@@ -83,6 +84,16 @@ def draw(
             shared_scale=look.shared_scale,
         )
     return panels
+
+
+def _with_calls(layer: str, verdicts: Sequence[LayerHealth], titles: Sequence[str]) -> tuple[str, list[str]]:
+    """The layer's name and the columns' titles, with the call of the layer where it ran more than once.
+
+    The last call that the score depends on may be another one for each target.
+    """
+    if len({verdict.call for verdict in verdicts}) == 1:
+        return name_call(layer, verdicts[0].calls, verdicts[0].call), list(titles)
+    return layer, [f"{title}, call #{verdict.call}" for title, verdict in zip(titles, verdicts, strict=True)]
 
 
 @dataclass(frozen=True)

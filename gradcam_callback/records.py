@@ -6,6 +6,7 @@ Axes, here and everywhere: `N` probes, `C` image channels, `H W` the image in pi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -48,6 +49,9 @@ class LayerHealth:
         cause: Why the gradient is not there, where the forward pass alone already tells; None otherwise.
         detail: That cause in words; empty where there is none.
         bridged: One flag a probe: there is no gradient, and the map was drawn across the cut. Empty: none was.
+        calls: How often the layer ran in the forward pass; 0 if it never did.
+        call: Which of these calls is explained, counted from 0. Where the one that was asked for did not happen, that
+            one all the same.
     """
 
     gradient_norm: Tensor
@@ -56,11 +60,24 @@ class LayerHealth:
     cause: Cause | None = None
     detail: str = ""
     bridged: tuple[bool, ...] = ()
+    calls: int = 1
+    call: int = 0
 
     @property
     def null_probes(self) -> tuple[int, ...]:
         """The probes without a usable gradient."""
         return tuple(index for index, state in enumerate(self.state) if state is not GradientState.OK)
+
+
+def split_call(layer: str) -> tuple[str, int | None]:
+    """A target layer's name without the number of the call, and that number: "head#-1" is "head" and -1."""
+    found = re.fullmatch(r"(.*)#(-?\d+)", layer, re.DOTALL)
+    return (layer, None) if found is None else (found[1], int(found[2]))
+
+
+def name_call(layer: str, calls: int, call: int) -> str:
+    """A layer and which call of it: "head#1 of calls #0 to #2"; its name alone where it ran no more than once."""
+    return layer if calls < 2 else f"{split_call(layer)[0]}#{call} of calls #0 to #{calls - 1}"
 
 
 def name_probes(probes: Sequence[int]) -> str:
@@ -80,7 +97,8 @@ class CAMResult:
 
     Attributes:
         cams: Layer to map: float32 `(N, h, w)`, at least 0, not normalised, on the model's device. A probe without a
-            usable gradient is a row of NaN, never zeros.
+            usable gradient is a row of NaN, never zeros. A layer that was named with the number of a call keeps it in
+            its name: "head#0".
         targets: `(N,)` int64, the class that each map explains.
         scores: `(N,)` float32, the logit of that class.
         predictions: `(N,)` int64, the class with the highest logit.
@@ -254,7 +272,7 @@ class Diagnosis:
     """Why samples have no usable gradient at a layer, and where it ends.
 
     Attributes:
-        layer: The dotted name of the layer.
+        layer: The dotted name of the layer, with the number of the call if one was chosen.
         cause: None: the gradient is there, finite and not zero.
         location: The line to blame; None where there is none, or it is not known.
         probes: Which samples are null, by their position.

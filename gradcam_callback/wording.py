@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gradcam_callback.causes import Cause, meaning, remedy
-from gradcam_callback.records import Cut, GradientState, LayerHealth, SourceLocation, name_probes, name_share
+from gradcam_callback.records import Cut, GradientState, LayerHealth, SourceLocation, name_call, name_probes, name_share
 
 _STATES = {
     GradientState.NONE: "the gradient is None",
@@ -113,8 +113,11 @@ def message(layer: str, verdict: LayerHealth, cuts: Sequence[Cut], note: str = "
     if not cuts:
         return _healthy(layer, verdict)
     worst = next(state for state in _STATES if state in verdict.state)
-    sentences = [f"At {layer!r} {_STATES[worst]} for {_who(verdict)}: {explanation(cuts[0])}{_at(cuts[0].location)}."]
-    if verdict.detail and verdict.detail not in note and cuts[0].cause is Cause.UNSUPPORTED_OUTPUT:
+    no_such_call = cuts[0].cause is Cause.LAYER_NOT_CALLED and verdict.calls > 0
+    why = "there was no such call of the layer" if no_such_call else explanation(cuts[0])
+    sentences = [f"At {layer!r} {_STATES[worst]} for {_who(verdict)}: {why}{_at(cuts[0].location)}."]
+    told = no_such_call or cuts[0].cause is Cause.UNSUPPORTED_OUTPUT
+    if told and verdict.detail and verdict.detail not in note:
         sentences.append(verdict.detail)
     if note:
         sentences.append(note.rstrip(".") + ".")
@@ -148,6 +151,8 @@ def _healthy(layer: str, verdict: LayerHealth) -> str:
     empty = [index for index, flag in enumerate(verdict.empty) if flag]
     if empty:
         text += f" The map of {name_probes(empty)} is empty all the same: every channel speaks against the class."
+    if verdict.calls > 1:
+        text += f" The layer ran more than once; this is {name_call(layer, verdict.calls, verdict.call)}."
     return text
 
 

@@ -39,16 +39,18 @@ def differentiate(
     *,
     logits_of: Pick = lambda output: output,
     tensor_of: Pick = lambda output: output,
+    call: int | None = None,
 ) -> Evidence:
     """Activation and gradient at a layer, with everything open to autograd.
 
     Args:
         model: Any network; it is copied, not touched.
         inputs: What its forward takes.
-        layer: Dotted name of a module that runs once.
+        layer: Dotted name of a module that runs once, or more often where `call` is given.
         target: "predicted", a class for all images, or one class an image.
         logits_of: Finds the `(N, L)` logits in what forward returns.
         tensor_of: Finds the `(N, K, h, w)` activation in what the layer returns.
+        call: Which of the layer's calls, counted from 0.
     """
     twin = copy.deepcopy(model).eval().requires_grad_(True)
     kept: list[Tensor] = []
@@ -62,7 +64,7 @@ def differentiate(
         logits = logits_of(twin(_plain(inputs)))
         targets = _classes(logits, target)
         scores = logits.gather(1, targets[:, None])[:, 0]
-        (activation,) = kept
+        (activation,) = kept if call is None else kept[call : call + 1]
         (gradient,) = torch.autograd.grad(scores.sum(), activation)
     handle.remove()
     return Evidence(activation.detach(), gradient, scores.detach(), targets)
