@@ -32,7 +32,7 @@ from gradcam_callback.isolation import isolated
 from gradcam_callback.records import Cut, Diagnosis, GradientState, LayerHealth, Target, split_call
 from gradcam_callback.targets import OutputSpec
 from gradcam_callback.traces import Frame, Step, Trace, Use, frame_of
-from gradcam_callback.tracing import ATTEMPTS, Tracer, Witness, disturbed, plain_name
+from gradcam_callback.tracing import ATTEMPTS, Tracer, Witness, disturbed, plain_name, softened_inference
 
 # How many cuts in a row are crossed, and how many departures are tried, before the search is given up.
 _PATIENCE = 16
@@ -365,7 +365,7 @@ class _Investigation:
         with isolated(self.model):
             layer = layers.find_layers(self.model, [self.layer])[self.layer]
             witness = Witness(layer)
-            with witness:
+            with witness, softened_inference():
                 explain.call_model(self.model, explain.prepared(self.inputs, self.model))
         return witness.frames
 

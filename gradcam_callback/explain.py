@@ -135,20 +135,20 @@ def _explain_call_by_call(
     plain, chosen = split_call(name)
     count = _count_calls(model, inputs, found)[name]
     order = range(count - 1, -1, -1) if chosen is None else [chosen + count]
-    results = []
-    for target in wanted:
-        tried = []
-        for call in order:
-            alone = {f"{plain}#{call}": layer}
-            tried += _explain_together(model, inputs, alone, [target], method, output, frozenset())
-            [verdict] = tried[-1].health.values()
-            if set(verdict.state) != {GradientState.NONE}:
-                break
-        else:
-            del tried[1:]
-        [cam], [verdict] = tried[-1].cams.values(), tried[-1].health.values()
-        results.append(replace(tried[-1], cams={name: cam}, health={name: verdict}))
-    return results
+    tried: list[list[CAMResult]] = []
+    for call in order:
+        alone = {f"{plain}#{call}": layer}
+        tried.append(_explain_together(model, inputs, alone, wanted, method, output, frozenset()))
+        [verdict] = tried[-1][0].health.values()
+        if set(verdict.state) != {GradientState.NONE}:
+            return [_renamed(result, name) for result in tried[-1]]
+    return [_renamed(result, name) for result in tried[0]]
+
+
+def _renamed(result: CAMResult, name: str) -> CAMResult:
+    """The result of one layer under another name."""
+    [cam], [verdict] = result.cams.values(), result.health.values()
+    return replace(result, cams={name: cam}, health={name: verdict})
 
 
 def _counted_from_zero(model: nn.Module, inputs: Tensor, found: Mapping[str, nn.Module]) -> dict[str, int | None]:
@@ -164,9 +164,14 @@ def _counted_from_zero(model: nn.Module, inputs: Tensor, found: Mapping[str, nn.
 
 
 def _count_calls(model: nn.Module, inputs: Tensor, found: Mapping[str, nn.Module]) -> dict[str, int]:
-    with layers.counted_calls(found) as counts, torch.no_grad():
-        call_model(model, inputs)
+    with layers.counted_calls(found) as counts:
+        _run_without_graph(model, inputs)
     return counts
+
+
+def _run_without_graph(model: nn.Module, inputs: Tensor) -> None:
+    with torch.no_grad(), softened_inference():
+        call_model(model, inputs)
 
 
 def _explain_one_by_one(
@@ -226,8 +231,8 @@ def prepared(inputs: Any, model: nn.Module) -> Tensor:
 
 
 def _auto_layer(model: nn.Module, inputs: Tensor, target: Target, output: OutputSpec) -> str:
-    with layers.spatial_layers(model, len(inputs)) as seen, torch.no_grad():
-        call_model(model, inputs)
+    with layers.spatial_layers(model, len(inputs)) as seen:
+        _run_without_graph(model, inputs)
     if not seen:
         raise BadInputError(
             f'"auto" found no layer in {type(model).__name__}: none of its modules returns maps (N, K, h, w) of more '

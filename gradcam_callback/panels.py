@@ -69,13 +69,13 @@ def draw(
     facts = [_Facts.of(result) for result in results]
     panels = {}
     for number, layer in enumerate(layers):
-        named, titles = _with_calls(layer, [result.health[layer] for result in results], targets)
+        verdict = results[0].health[layer]
         columns = tuple(
             _column(facts[i], results[i].health[layer], title, look, overlays[number * len(results) + i], peaks.pop(0))
-            for i, title in enumerate(titles)
+            for i, title in enumerate(targets)
         )
         panels[layer] = Panel(
-            title=f"{named}\n{heading}",
+            title=f"{name_call(layer, verdict.calls, verdict.call)}\n{heading}",
             inputs=inputs,
             captions=_input_captions(probes, facts[0], look),
             correct=_correct(probes, facts[0]),
@@ -84,16 +84,6 @@ def draw(
             shared_scale=look.shared_scale,
         )
     return panels
-
-
-def _with_calls(layer: str, verdicts: Sequence[LayerHealth], titles: Sequence[str]) -> tuple[str, list[str]]:
-    """The layer's name and the columns' titles, with the call of the layer where it ran more than once.
-
-    The last call that the score depends on may be another one for each target.
-    """
-    if len({verdict.call for verdict in verdicts}) == 1:
-        return name_call(layer, verdicts[0].calls, verdicts[0].call), list(titles)
-    return layer, [f"{title}, call #{verdict.call}" for title, verdict in zip(titles, verdicts, strict=True)]
 
 
 @dataclass(frozen=True)
