@@ -107,19 +107,20 @@ def _explain_together(
     method_of = methods.find_method(method)
     tracer = Tracer(bridged=bridged, recording=False) if bridged else None
     chosen = _counted_from_zero(model, inputs, found) if bridged else None  # cuts are numbered from that call on
-    results = []
+    choices: list[tuple[Tensor, ...]] = []
+    examinations: dict[tuple[int, str], health.Examination] = {}
     with forward_pass(model, inputs, found, output, tracer, chosen) as (logits, recordings):
         if len(found) > 1 and any(recording.reopened for recording in recordings.values()):
             return []
         for position, target in enumerate(wanted):
-            scores, rest = choose_scores(logits, target)
+            scores, choice = choose_scores(logits, target)
             more = position + 1 < len(wanted)
             taken = gradients.differentiate(scores, recordings, keep_graph=more)
             if any(call > taken[name].call for name, seen in recordings.items() for call in seen.reopened):
                 return []
-            examinations = {name: _examine(name, pair, method_of, scores) for name, pair in taken.items()}
-            results.append(_result(scores, rest, examinations, inputs))
-    return results
+            choices.append((scores.detach(), *choice))
+            examinations |= {(position, name): _examine(name, pair, method_of, scores) for name, pair in taken.items()}
+    return _results(choices, examinations, inputs)
 
 
 def _explain_call_by_call(
@@ -380,20 +381,21 @@ def _backward_failure(message: str) -> Cause | None:
     return Cause.CUSTOM_FUNCTION if message else None
 
 
-def _result(
-    scores: Tensor,
-    rest: tuple[Tensor, Tensor, Tensor],
-    examinations: Mapping[str, health.Examination],
-    inputs: Tensor,
-) -> CAMResult:
-    chosen, predictions, probabilities = rest
+def _results(
+    choices: Sequence[tuple[Tensor, ...]], examinations: Mapping[tuple[int, str], health.Examination], inputs: Tensor
+) -> list[CAMResult]:
+    """A result a target: of each its scores, classes, predictions and probabilities, and its number with each layer."""
+    verdicts = health.judge(examinations)  # of all targets at once: it waits for the device
     height, width = inputs.shape[2:]
-    return CAMResult(
-        cams={name: found.cam for name, found in examinations.items()},
-        targets=chosen,
-        scores=scores.detach().float(),
-        predictions=predictions,
-        probabilities=probabilities,
-        health=health.judge(examinations),
-        input_size=(height, width),
-    )
+    return [
+        CAMResult(
+            cams={name: found.cam for (number, name), found in examinations.items() if number == position},
+            targets=chosen,
+            scores=scores.float(),
+            predictions=predictions,
+            probabilities=probabilities,
+            health={name: verdict for (number, name), verdict in verdicts.items() if number == position},
+            input_size=(height, width),
+        )
+        for position, (scores, chosen, predictions, probabilities) in enumerate(choices)
+    ]

@@ -263,7 +263,8 @@ def _gradients(scores: Tensor, points: list[Tensor], keep_graph: bool) -> list[T
         return _backward(scores, points, 1.0, keep_graph)
     scaled = _backward(scores, points, _HALF_PRECISION_SCALE, True)
     fine = [None if gradient is None else _wide(gradient) / _HALF_PRECISION_SCALE for gradient in scaled]
-    if all(gradient is None or bool(gradient.isfinite().all()) for gradient in fine):
+    finite = [gradient.isfinite().all() for gradient in fine if gradient is not None]
+    if not finite or bool(torch.stack(finite).all()):  # in one piece: it waits for the device
         return fine
     return list(map(_joined, fine, _backward(scores, points, 1.0, keep_graph)))
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from gradcam_callback.causes import Cause
 from gradcam_callback.records import GradientState, LayerHealth
+
+Key = TypeVar("Key")
 
 # The order is the code on the device; of two that hold, the later one is told.
 _STATES = (GradientState.OK, GradientState.NONE, GradientState.ZERO, GradientState.NON_FINITE)
@@ -92,21 +95,22 @@ def missing(activation: Tensor | None, samples: Tensor, cause: Cause | None = No
     return Examination(nan, nan[:, 0, 0].clone(), code, torch.zeros_like(code, dtype=torch.bool), cause, detail)
 
 
-def judge(examinations: Mapping[str, Examination]) -> dict[str, LayerHealth]:
-    """The verdicts of all layers, with one transfer from the device for all of them."""
+def judge(examinations: Mapping[Key, Examination]) -> dict[Key, LayerHealth]:
+    """The verdicts by layer, or whatever else they are known by, with one transfer from the device for all of them."""
     if not examinations:
         return {}
-    # A code and a flag in one number: what is on the device comes over in one piece.
-    packed = torch.stack([found.code * 2 + found.empty for found in examinations.values()]).tolist()
+    # A code and a flag in one number, beside the norm: what is on the device comes over in one piece.
+    pairs = [torch.stack([(found.code * 2 + found.empty).float(), found.norm]) for found in examinations.values()]
+    packed, norms = torch.stack(pairs).cpu().unbind(1)
     return {
         name: LayerHealth(
-            gradient_norm=found.norm,
-            state=tuple(_STATES[number // 2] for number in numbers),
+            gradient_norm=norm,
+            state=tuple(_STATES[int(number) // 2] for number in numbers),
             empty=tuple(bool(number % 2) for number in numbers),
             cause=found.cause,
             detail=found.detail,
             calls=found.calls,
             call=found.call,
         )
-        for (name, found), numbers in zip(examinations.items(), packed, strict=True)
+        for (name, found), numbers, norm in zip(examinations.items(), packed.tolist(), norms, strict=True)
     }

@@ -57,16 +57,20 @@ def draw(
     device = results[0].targets.device
     images = picture.displayable(probes.images.to(device), look.mean, look.std)
     size = picture.tile_size(*images.shape[2:])
-    on_device = table.to(device)
+    on_device = table.to(device, non_blocking=True)
     layers = list(results[0].cams)
     pairs = [
         picture.overlays(images, result.cams[layer], on_device, look.opacity, size, shared_scale=look.shared_scale)
         for layer in layers
         for result in results
     ]
-    inputs, *overlays = torch.stack([picture.tiles(images, size), *(pixels for pixels, _ in pairs)]).cpu()
-    peaks = list(torch.stack([peak for _, peak in pairs]).cpu())
-    facts = [_Facts.of(result) for result in results]
+    pixels, scales, numbers = _brought_over(
+        torch.stack([picture.tiles(images, size), *(pixels for pixels, _ in pairs)]),
+        torch.stack([peaks for _, peaks in pairs]),
+        torch.stack([_numbers(result) for result in results]),
+    )
+    (inputs, *overlays), peaks = pixels, list(scales)
+    facts = [_Facts.of(rows) for rows in numbers]
     panels = {}
     for number, layer in enumerate(layers):
         verdict = results[0].health[layer]
@@ -96,11 +100,26 @@ class _Facts:
     prediction_probabilities: list[float]
 
     @classmethod
-    def of(cls, result: CAMResult) -> _Facts:
-        rows = torch.stack([result.targets, result.predictions], dim=1)
-        numbers = torch.cat([rows.double(), result.probabilities.gather(1, rows).double()], dim=1).tolist()
-        targets, predictions, *probabilities = zip(*numbers, strict=True)
+    def of(cls, numbers: Tensor) -> _Facts:
+        targets, predictions, *probabilities = zip(*numbers.tolist(), strict=True)
         return cls([int(x) for x in targets], [int(x) for x in predictions], *(list(p) for p in probabilities))
+
+
+def _numbers(result: CAMResult) -> Tensor:
+    """What a `_Facts` is made of, on the device: `(N, 4)`."""
+    rows = torch.stack([result.targets, result.predictions], dim=1)
+    return torch.cat([rows.float(), result.probabilities.gather(1, rows)], dim=1)
+
+
+def _brought_over(*tensors: Tensor) -> list[Tensor]:
+    """Tensors of several types, on the host: as bytes they come over in one piece."""
+    pieces = [tensor.contiguous().view(torch.uint8).flatten() for tensor in tensors]
+    arrived = torch.split(torch.cat(pieces).cpu(), [len(piece) for piece in pieces])
+    # A copy, because the bytes of a number larger than one have to lie at a multiple of its size.
+    return [
+        (piece if tensor.dtype == torch.uint8 else piece.clone()).view(tensor.dtype).view(tensor.shape)
+        for piece, tensor in zip(arrived, tensors, strict=True)
+    ]
 
 
 def _column(

@@ -42,7 +42,7 @@ class LayerHealth:
     """The judgement on the gradient at one layer, made before anything is normalised.
 
     Attributes:
-        gradient_norm: `(N,)` float32, the L2 norm of each probe's gradient; NaN where there is none.
+        gradient_norm: `(N,)` float32 on the CPU, the L2 norm of each probe's gradient; NaN where there is none.
         state: One state a probe.
         empty: One flag a probe: the gradient is fine, and the map is zero all the same, because every channel speaks
             against the class.

@@ -218,4 +218,4 @@ def test_all_verdicts_cost_one_transfer_from_the_device(monkeypatch: pytest.Monk
 
         monkeypatch.setattr(Tensor, name, counted)
     judge({str(i): examine(ONES, ONES, torch.ones(1, 2, 2)) for i in range(5)} | {"gone": missing(None, ONES)})
-    assert waits == ["tolist"]
+    assert waits == ["cpu", "tolist"]  # the second is on the host already
