@@ -116,11 +116,16 @@ def _explain_together(
             scores, choice = choose_scores(logits, target)
             more = position + 1 < len(wanted)
             taken = gradients.differentiate(scores, recordings, keep_graph=more)
-            if any(call > taken[name].call for name, seen in recordings.items() for call in seen.reopened):
+            if any(_is_disturbed(pair, recordings[name]) for name, pair in taken.items()):
                 return []
             choices.append((scores.detach(), *choice))
             examinations |= {(position, name): _examine(name, pair, method_of, scores) for name, pair in taken.items()}
     return _results(choices, examinations, inputs)
+
+
+def _is_disturbed(pair: gradients.LayerGradient, recording: gradients.Recording) -> bool:
+    """Whether a later call switched gradients on where the model had them off, on the way from this one."""
+    return any(0 <= pair.call < call for call in recording.reopened)
 
 
 def _explain_call_by_call(

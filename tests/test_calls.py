@@ -233,6 +233,13 @@ def test_what_a_no_grad_block_takes_away_is_not_given_back_by_a_later_call(
     check(result, name, Recurrent(ways), images, 0)
 
 
+def test_a_call_that_did_not_happen_is_said_among_such_blocks_too(images: Tensor) -> None:
+    model = Recurrent((plain, without_gradients, without_gradients))
+    for name in ("cell#-4", "cell#3"):
+        verdict = compute_cam(model, images, name).health[name]
+        assert (verdict.cause, verdict.calls) == (Cause.LAYER_NOT_CALLED, 3)
+
+
 def test_without_a_number_too_a_gradient_is_whole_or_not_there(images: Tensor) -> None:
     """The last call is beside the way to the score, and would have switched gradients on on that of the first."""
 

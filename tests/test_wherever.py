@@ -60,7 +60,7 @@ def check(run: Run, network: nn.Module | None = None, bound: float = 1e-5) -> No
     assert probes is not None
     assert run.alerts == []
     twin = plain_twin(run.module) if network is None else network
-    images = probes.images.float() if network is None else probes.images
+    images = probes.images.float().cpu() if network is None else probes.images
     for layer, maps in result.cams.items():
         assert maps.dtype == torch.float32
         assert set(result.health[layer].state) == {GradientState.OK}
@@ -244,6 +244,7 @@ def test_compiled_models_have_the_maps_of_eager_ones_and_are_not_compiled_again(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize("build", [whole, child, child_in_place, grandchild])
 def test_models_compiled_as_by_default(tmp_path: Path, build: Build) -> None:
@@ -377,12 +378,15 @@ def test_a_look_brings_verdicts_and_pictures_to_the_host_in_one_piece_each() -> 
 
 # On a GPU
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
 
 def on_gpu(folder: Path, callback: GradCAMCallback, module: LightningModule | None = None, **settings: Any) -> Run:
     return make_run(folder, callback, module, accelerator="gpu", devices=1, **{"max_epochs": 1, **settings}).fit()
 
 
 @pytest.mark.gpu
+@needs_gpu
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"])
 def test_maps_on_a_gpu(tmp_path: Path, precision: str) -> None:
     """Without TF32, whose ten bits are a choice of the user's; the order of sums differs from that of the CPU."""
@@ -393,12 +397,13 @@ def test_maps_on_a_gpu(tmp_path: Path, precision: str) -> None:
         seen = fit.module.seen()
         assert seen["probes"] == seen["validation"]
         [(_, made, *_)] = seen["probes"]
-        check(fit, bound=COARSE.get(made, 1e-3))
+        check(fit, bound=0.05 if made in COARSE else 1e-4)
     finally:
         torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.mark.gpu
+@needs_gpu
 def test_maps_stay_on_the_gpu(tmp_path: Path) -> None:
     fit = on_gpu(tmp_path, cb())
     assert fit.callback.probes is not None
@@ -409,8 +414,9 @@ def test_maps_stay_on_the_gpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
+@needs_gpu
 def test_a_look_on_a_gpu_waits_for_it_twice() -> None:
-    """For the verdicts, and for the pictures."""
+    """For the verdicts, and for the pictures. In float16 it would be once more: for whether a gradient overflowed."""
     from torch.profiler import ProfilerActivity, profile
 
     probes = probe_set("cuda")
