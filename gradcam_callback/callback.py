@@ -34,7 +34,17 @@ from gradcam_callback.journal import Journal
 from gradcam_callback.observer import Observation, Observer
 from gradcam_callback.options import OnNull, Scale, TargetSpec
 from gradcam_callback.probes import ProbeSource, as_source
-from gradcam_callback.records import BadInputError, CAMResult, Diagnosis, ForwardFailedError, Panel, ProbeSet, Target
+from gradcam_callback.records import (
+    BadInputError,
+    CAMResult,
+    Diagnosis,
+    ForwardFailedError,
+    Panel,
+    ProbeSet,
+    Target,
+    name_call,
+    split_call,
+)
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +73,10 @@ class GradCAMCallback(Callback):
 
     Args:
         target_layers: Dotted names of modules inside the LightningModule, such as `model.layer4`, one or several; or
-            `auto`: the last layer that returns maps of more than one pixel and that the score depends on.
+            `auto`: the last layer that returns maps of more than one pixel and that the score depends on. Of a layer
+            that runs more than once in a forward pass, the last call that the score depends on is explained; the
+            number of a call behind the name, counted from 0, or from the end with a minus, chooses another:
+            `model.head#0` is the first call, `model.head#-1` the last. Several calls make several panels.
         probes: The images: the first n of the first validation loader's data set, or these indices, or a source:
             `gradcam_callback.ValidationProbes`, `ImageProbes`, or from Python `TensorProbes`.
         target: The class to explain: `predicted`, `label`, or a class index. Several make several columns.
@@ -144,6 +157,7 @@ class GradCAMCallback(Callback):
         self._resumed: dict[str, Any] = {}
         self._last_epoch: int | None = None
         self._told_of_files = False
+        self._told_of_calls: set[str] = set()
 
     @property
     def alerts(self) -> list[Alert]:
@@ -276,6 +290,7 @@ class GradCAMCallback(Callback):
             self._observer = Observer(self.target_layers, self.method, self.output, self.bridge)
             self._journal.book.forget()
             self._last_epoch = self.probes = None
+            self._told_of_calls.clear()
         self._model = weakref.ref(pl_module)
         self._observer.ranks = setting.ranks_of(trainer)
         self._observer.settle(pl_module)
@@ -403,7 +418,20 @@ class GradCAMCallback(Callback):
             chosen = self._observer.choose(pl_module, probes.images)
             if chosen is not None:
                 rank_zero_info(f"Grad-CAM explains the layer {chosen!r}, which `target_layers: auto` chose.")
-            return self._observer.look(pl_module, probes.images, self._wanted(probes))
+            observation = self._observer.look(pl_module, probes.images, self._wanted(probes))
+        self._tell_of_calls(observation.results[0])
+        return observation
+
+    def _tell_of_calls(self, result: CAMResult) -> None:
+        """Say once which call is explained, of a layer that runs more than once and was named without a number."""
+        for layer, verdict in result.health.items():
+            if verdict.calls > 1 and split_call(layer)[1] is None and layer not in self._told_of_calls:
+                self._told_of_calls.add(layer)
+                explained = name_call(layer, verdict.calls, verdict.call)
+                rank_zero_info(
+                    f"The layer {layer!r} runs {verdict.calls} times in a forward pass, and Grad-CAM explains "
+                    f"{explained}. Choose another by its number: {layer + '#0'!r} is the first."
+                )
 
     def _draw(self, trainer: Trainer, probes: ProbeSet, results: Sequence[CAMResult]) -> dict[str, Panel]:
         heading = f"{self.method} · epoch {trainer.current_epoch} · step {trainer.global_step}"

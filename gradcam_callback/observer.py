@@ -209,5 +209,5 @@ def _patched(result: CAMResult, across: CAMResult, layer: str) -> CAMResult:
     return replace(
         result,
         cams={**result.cams, layer: torch.where(lost, other, own)},
-        health={**result.health, layer: replace(verdict, bridged=bridged)},
+        health={**result.health, layer: replace(verdict, bridged=bridged, call=across.health[layer].call)},
     )

@@ -19,7 +19,7 @@ def part_of(target: Target, part: slice) -> Target:
 
 
 def moved(result: CAMResult, device: torch.device | str) -> CAMResult:
-    """The result with all its tensors on a device."""
+    """The result on a device. The norms of the gradients are on the CPU and stay there."""
     return replace(
         result,
         cams={layer: cam.to(device) for layer, cam in result.cams.items()},
@@ -27,10 +27,6 @@ def moved(result: CAMResult, device: torch.device | str) -> CAMResult:
         scores=result.scores.to(device),
         predictions=result.predictions.to(device),
         probabilities=result.probabilities.to(device),
-        health={
-            layer: replace(verdict, gradient_norm=verdict.gradient_norm.to(device))
-            for layer, verdict in result.health.items()
-        },
     )
 
 
