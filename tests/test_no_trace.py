@@ -1,0 +1,544 @@
+"""Training with the callback leaves the same bits behind as training without it, whatever else the Trainer does."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import random
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import lightning.pytorch.callbacks as lightning_callbacks
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Events
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
+    EarlyStopping,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.tuner import Tuner
+from models import UNPICKLE, Augmented, Classifier, Network, SpotStream, ZeroHead, detached, loader, split
+from recorder import Recorder, State, differences
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision.ops import StochasticDepth
+
+from gradcam_callback import GradCAMCallback, TensorProbes, compute_cam
+
+# What the tests look for in warnings they catch themselves.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+LAYER = "model.stage"
+Data = tuple[Any, Any]
+
+
+def cb(layer: str = LAYER, probes: Any = 4, **options: Any) -> GradCAMCallback:
+    return GradCAMCallback(target_layers=layer, probes=probes, **options)
+
+
+def two(layer: str = LAYER) -> list[GradCAMCallback]:
+    """Two of ours, as different from each other as can be."""
+    return [cb(layer, target=["predicted", "label"]), cb("auto", method="layercam")]
+
+
+def begin_compiling_anew() -> None:
+    """Otherwise the second of two trainings would find what the first one compiled."""
+    torch._dynamo.reset()
+
+
+@pytest.fixture(autouse=True)
+def _switches_put_back() -> Iterator[None]:
+    """A Trainer with `deterministic=True` leaves that on for all who come after it."""
+    deterministic, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = benchmark
+
+
+# Two trainings
+
+
+def shuffled(**settings: Any) -> Data:
+    """Augmented at random and shuffled, for the training and for the validation, from generators of their own."""
+    first, second = torch.Generator().manual_seed(3), torch.Generator().manual_seed(4)
+    return (
+        DataLoader(Augmented(32), 8, shuffle=True, generator=first, **settings),
+        DataLoader(Augmented(16), 8, shuffle=True, generator=second, **settings),
+    )
+
+
+def from_one_generator() -> Data:
+    """The same, from the generator that everything else draws from too."""
+    return loader(Augmented(32), shuffle=True), loader(Augmented(16), shuffle=True)
+
+
+class Carrying(Augmented):
+    """A data set with two generators of its own, one of torch and one of NumPy."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.torch_generator, self.numpy_generator = torch.Generator().manual_seed(5), np.random.default_rng(5)
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = super().__getitem__(index)
+        noise = torch.rand(1, generator=self.torch_generator) + self.numpy_generator.random()
+        return image + 0.1 * noise.float(), label
+
+
+def carrying() -> Data:
+    return loader(Carrying(32), shuffle=True), loader(Carrying(16))
+
+
+def fit(trainer: Trainer, module: LightningModule, data: Data) -> None:
+    trainer.fit(module, *data)
+
+
+def fit_and_evaluate(trainer: Trainer, module: LightningModule, data: Data) -> None:
+    trainer.fit(module, *data)
+    trainer.validate(module, data[1], verbose=False)
+    trainer.test(module, data[1], verbose=False)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training.
+
+    Attributes:
+        module: Makes the model.
+        data: Makes the loaders.
+        others: Makes the user's own callbacks.
+        settings: Of the Trainer.
+        do: What is done with it.
+        layer: The target layer.
+        ours_first: Whether our callbacks stand before the user's.
+        null: Whether there are nulls, so that there are alerts.
+        looks: Whether there is a look at all.
+    """
+
+    module: Callable[[], LightningModule] = Classifier
+    data: Callable[[], Data] = shuffled
+    others: Callable[[], list[Callback]] = list
+    settings: dict[str, Any] = field(default_factory=dict)
+    do: Callable[[Trainer, Any, Data], None] = fit
+    layer: str = LAYER
+    ours_first: bool = True
+    null: bool = False
+    looks: bool = True
+
+
+@dataclass
+class Training:
+    """What came of it."""
+
+    trainer: Trainer
+    module: LightningModule
+    moments: dict[str, State]
+    error: BaseException | None
+
+
+def train(case: Case, folder: Path, ours: Sequence[Callback] = (), expected: type[BaseException] | None = None) -> Training:
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    recorder = Recorder()
+    kept = ModelCheckpoint(folder / "kept", save_top_k=-1, every_n_train_steps=3)
+    others = case.others()
+    callbacks = [*ours, *others] if case.ours_first else [*others, *ours]
+    settings: dict[str, Any] = {
+        "default_root_dir": folder,
+        "logger": TensorBoardLogger(folder, name="", version=""),
+        "callbacks": [*callbacks, kept, recorder],
+        "max_epochs": 2,
+        "accelerator": "cpu",
+        "num_sanity_val_steps": 1,
+        "log_every_n_steps": 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = Trainer(**(settings | case.settings))
+    module, error = case.module(), None
+    try:
+        case.do(trainer, module, case.data())
+    except BaseException as raised:
+        if expected is None or not isinstance(raised, expected):
+            raise
+        error = raised
+    recorder.finish(trainer, folder)
+    return Training(trainer, module, recorder.moments, error)
+
+
+def compare(case: Case, folder: Path, ours: Sequence[GradCAMCallback] | None = None) -> tuple[Training, Training]:
+    """Train with ours and without, and hold the two against each other."""
+    ours = two(case.layer) if ours is None else ours
+    without, with_it = train(case, folder / "without"), train(case, folder / "with", ours)
+
+    assert differences(without.moments, with_it.moments) == []
+    for callback in ours:
+        assert (callback.last_result is not None) == case.looks
+        assert bool(callback.alerts) == case.null, [str(alert) for alert in callback.alerts]
+    return without, with_it
+
+
+# The recorder itself
+
+
+def _draw_python(trainer: Trainer, module: LightningModule) -> None:
+    random.random()
+
+
+def _draw_numpy(trainer: Trainer, module: LightningModule) -> None:
+    np.random.rand()
+
+
+def _draw_torch(trainer: Trainer, module: LightningModule) -> None:
+    torch.rand(1)
+
+
+def _draw_from_a_loader(trainer: Trainer, module: LightningModule) -> None:
+    torch.rand(1, generator=trainer.train_dataloader.generator)  # type: ignore[union-attr]
+
+
+def _write_a_weight(trainer: Trainer, module: LightningModule) -> None:
+    module.model.spare.weight.data[0, 0, 0, 0] += 1e-7
+
+
+def _write_a_buffer(trainer: Trainer, module: LightningModule) -> None:
+    module.model.norm.running_mean[0] += 1e-3
+
+
+def _clear_gradients(trainer: Trainer, module: LightningModule) -> None:
+    module.zero_grad()
+
+
+def _freeze(trainer: Trainer, module: LightningModule) -> None:
+    module.model.spare.requires_grad_(False)
+
+
+def _change_a_mode(trainer: Trainer, module: LightningModule) -> None:
+    module.model.drop.training = not module.model.drop.training
+
+
+def _hook(trainer: Trainer, module: LightningModule) -> None:
+    module.model.drop.register_full_backward_pre_hook(lambda *args: None)
+
+
+def _hook_a_tensor(trainer: Trainer, module: LightningModule) -> None:
+    module.model.spare.weight.register_hook(lambda gradient: None)
+
+
+def _set_an_attribute(trainer: Trainer, module: LightningModule) -> None:
+    module.model.spare.cache = 1
+
+
+def _change_a_rate(trainer: Trainer, module: LightningModule) -> None:
+    trainer.optimizers[0].param_groups[0]["lr"] = 0.04
+
+
+def _log_a_metric(trainer: Trainer, module: LightningModule) -> None:
+    module.log("mine", 1.0)
+
+
+def _switch_gradients(trainer: Trainer, module: LightningModule) -> None:
+    torch.set_grad_enabled(not torch.is_grad_enabled())
+
+
+def _switch_autocast(trainer: Trainer, module: LightningModule) -> None:
+    torch.set_autocast_cache_enabled(not torch.is_autocast_cache_enabled())
+
+
+def _switch_cudnn(trainer: Trainer, module: LightningModule) -> None:
+    torch.backends.cudnn.benchmark = not torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize(
+    ("vandalise", "named"),
+    [
+        (_draw_python, "generator/python"),
+        (_draw_numpy, "generator/numpy"),
+        (_draw_torch, "generator/torch"),
+        (_draw_from_a_loader, "generator/train 0/loader.generator"),
+        (_write_a_weight, "weight/model.spare.weight"),
+        (_write_a_buffer, "buffer/model.norm.running_mean"),
+        (_clear_gradients, "gradient/model.stem.weight"),
+        (_freeze, "requires_grad/model.spare.weight"),
+        (_change_a_mode, "mode/model.drop"),
+        (_hook, "hooks/model.drop/_backward_pre_hooks"),
+        (_hook_a_tensor, "tensor hooks/model.spare.weight"),
+        (_set_an_attribute, "attribute/model.spare/cache"),
+        (_change_a_rate, "optimizer/0/param_groups/0/lr"),
+        (_log_a_metric, "metric/callback_metrics/mine"),
+        (_switch_gradients, "switch/gradients"),
+        (_switch_autocast, "switch/autocast cache"),
+        (_switch_cudnn, "switch/cudnn"),
+    ],
+    ids=lambda given: given.__name__.strip("_") if callable(given) else given.split("/")[0],
+)
+def test_the_recorder_names_what_differs(
+    tmp_path: Path, vandalise: Callable[[Trainer, LightningModule], None], named: str
+) -> None:
+    """A recorder that sleeps would let everything below pass."""
+
+    class Vandal(Callback):
+        def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if not trainer.sanity_checking:
+                vandalise(trainer, pl_module)
+
+    # A part of a step is in `.grad` when the validation comes.
+    case = Case(settings={**MIDDLE, "max_epochs": 1})
+    without = train(case, tmp_path / "without").moments
+    cache = torch.is_autocast_cache_enabled()
+    try:
+        with_it = train(case, tmp_path / "with", [Vandal()]).moments
+    finally:
+        torch.set_grad_enabled(True)
+        torch.set_autocast_cache_enabled(cache)
+
+    found = differences(without, with_it)
+    assert any(named in line for line in found), found
+    assert found[0].startswith(("on_validation_epoch_end 2: ", "on_validation_end 2: "))
+
+
+def test_the_recorder_reads_checkpoints(tmp_path: Path) -> None:
+    class Saving(Callback):
+        def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+            checkpoint["state_dict"]["model.fc.bias"] = checkpoint["state_dict"]["model.fc.bias"] + 1
+
+    without, with_it = (
+        train(Case(), tmp_path / name, ours).moments for name, ours in {"without": [], "with": [Saving()]}.items()
+    )
+    found = differences(without, with_it)
+    assert found
+    assert all(re.match(r"the files: file/kept/.*\.ckpt/state_dict/model\.fc\.bias", line) for line in found), found
+
+
+# Models
+
+
+class HalfFrozen(Classifier):
+    """The batch normalisation is kept in evaluation mode, and the first convolution is not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model.stem.requires_grad_(False)
+
+    def on_train_start(self) -> None:
+        self.model.norm.eval()
+
+    def on_train_epoch_start(self) -> None:
+        self.model.norm.eval()
+
+
+class Counting(Classifier):
+    """Counts its forward passes in a buffer, in a number, and in a list; and keeps the last map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+        self.times, self.sizes, self.kept = 0, [], torch.zeros(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        self.times += 1
+        self.sizes.append(len(images))
+        logits = super().forward(images)
+        self.kept = logits.detach()
+        return logits
+
+
+class Manual(Classifier):
+    """Two optimizers, each with a schedule, stepped by hand; the second one only every other batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        images, labels = split(batch)
+        for position, optimizer in enumerate(self.optimizers()):  # type: ignore[arg-type]
+            self.toggle_optimizer(optimizer)
+            self.manual_backward(F.cross_entropy(self(images), labels))
+            if position == 0 or batch_idx % 2:
+                optimizer.step()
+                optimizer.zero_grad()
+                self.lr_schedulers()[position].step()  # type: ignore[index, union-attr]
+            self.untoggle_optimizer(optimizer)
+
+    def configure_optimizers(self) -> Any:
+        body = torch.optim.Adam([*self.model.stem.parameters(), *self.model.norm.parameters()], lr=0.01)
+        head = torch.optim.SGD([*self.model.stage.parameters(), *self.model.fc.parameters()], lr=0.05, momentum=0.9)
+        return [body, head], [torch.optim.lr_scheduler.StepLR(optimizer, 2) for optimizer in (body, head)]
+
+
+class Scheduled(Classifier):
+    """AdamW, and a schedule that looks at the validation."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.02)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
+
+
+def spectral(old: bool) -> Classifier:
+    classifier = Classifier()
+    normed = nn.utils.spectral_norm if old else nn.utils.parametrizations.spectral_norm
+    classifier.model.stage = normed(classifier.model.stage)
+    return classifier
+
+
+def stochastic_depth() -> Classifier:
+    return Classifier(Network(StochasticDepth(0.5, "row")))
+
+
+class Backboned(Classifier):
+    """With a `backbone`, as BackboneFinetuning wants it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(self.model.stem, self.model.norm)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return torch.optim.SGD(trained, lr=0.05, momentum=0.9)
+
+
+class Failing(Classifier):
+    """Raises in the validation of the second epoch."""
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if self.current_epoch == 1 and batch_idx == 1:
+            raise RuntimeError("the model's own")
+        super().validation_step(batch, batch_idx)
+
+
+class FailingForProbes(Classifier):
+    """Raises for a batch of four, which only the probes are; after it has written to everything in reach."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) != 4:
+            return super().forward(images)
+        torch.rand(1)
+        self.model.norm.running_mean += 1
+        self.model.drop.train()
+        self.model.spare.requires_grad_(False)
+        torch.set_grad_enabled(False)
+        raise RuntimeError("no batches of four")
+
+
+class Tunable(Classifier):
+    """With a learning rate and a batch size to be found."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lr = 0.01
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9)
+
+
+class Batches(LightningDataModule):
+    """With a batch size to be found."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch_size = 2
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(Augmented(32), self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(Augmented(16), self.batch_size)
+
+
+def compiled_child(backend: str = "eager") -> Classifier:
+    begin_compiling_anew()
+    return Classifier(torch.compile(Network(), backend=backend))  # type: ignore[arg-type]
+
+
+def compiled_in_place(backend: str = "eager") -> Classifier:
+    begin_compiling_anew()
+    classifier = Classifier()
+    classifier.model.compile(backend=backend)
+    return classifier
+
+
+def compiled(backend: str = "eager") -> Any:
+    begin_compiling_anew()
+    return torch.compile(Classifier(), backend=backend)
+
+
+# The matrix
+
+MIDDLE = {"accumulate_grad_batches": 3, "val_check_interval": 2}
+"""Four batches, an optimizer step after three, a validation after two, when `.grad` holds a part of that step."""
+
+CASES = {
+    "plain": Case(),
+    "half frozen": Case(HalfFrozen),
+    "detached": Case(detached, null=True),
+    "zero head": Case(lambda: ZeroHead(held=False), null=True),
+    "detached, half a step": Case(detached, settings=MIDDLE, null=True),
+    "one generator for all": Case(data=from_one_generator),
+    "generators in the data": Case(data=carrying),
+    "two workers": Case(data=lambda: shuffled(num_workers=2)),
+    "persistent workers": Case(data=lambda: shuffled(num_workers=2, persistent_workers=True)),
+    "half a step": Case(settings=MIDDLE),
+    "half a step, batch norm in eval": Case(HalfFrozen, settings=MIDDLE),
+    "half a step, one generator": Case(data=from_one_generator, settings=MIDDLE),
+    "part of an epoch": Case(settings={"val_check_interval": 0.25}),
+    "manual": Case(Manual, settings={"val_check_interval": 1}),
+    "schedule": Case(Scheduled, settings={"max_epochs": 3}),
+    "stochastic depth": Case(stochastic_depth),
+    "spectral norm": Case(lambda: spectral(False), settings=MIDDLE),
+    "spectral norm of old": Case(lambda: spectral(True), settings=MIDDLE),
+    "counting": Case(Counting, settings=MIDDLE),
+    "bf16-mixed": Case(settings={"precision": "bf16-mixed"}),
+    "bf16-true": Case(settings={"precision": "bf16-true"}),
+    "64-true": Case(settings={"precision": "64-true"}),
+    "inference mode": Case(settings={"inference_mode": True}, do=fit_and_evaluate),
+    "no inference mode": Case(settings={"inference_mode": False}, do=fit_and_evaluate),
+    "deterministic": Case(settings={"deterministic": True}),
+    "clipped by norm": Case(settings={"gradient_clip_val": 0.1, **MIDDLE}),
+    "clipped by value": Case(settings={"gradient_clip_val": 0.1, "gradient_clip_algorithm": "value"}),
+    "anomaly detection": Case(settings={"detect_anomaly": True}),
+    "overfit": Case(settings={"overfit_batches": 2}),
+    "fast_dev_run": Case(settings={"fast_dev_run": 2}),
+    "no validation": Case(settings={"limit_val_batches": 0}, looks=False),
+    "every second epoch": Case(settings={"check_val_every_n_epoch": 2, "max_epochs": 4}),
+    "no sanity check": Case(settings={"num_sanity_val_steps": 0}),
+    "max_steps": Case(settings={"max_steps": 5, "max_epochs": -1, "val_check_interval": 2}),
+    "compiled child": Case(compiled_child, layer="model._orig_mod.stage"),
+    "compiled in place": Case(compiled_in_place),
+    "fails for probes": Case(FailingForProbes, null=True, looks=False),
+    "finetuning": Case(Backboned, others=lambda: [BackboneFinetuning(1)], settings={"max_epochs": 3}),
+    "finetuning, ours last": Case(Backboned, others=lambda: [BackboneFinetuning(1)], ours_first=False),
+}
+
+
+SLOW = {
+    "compiled, eager": Case(compiled),
+    "compiled, inductor": Case(lambda: compiled("inductor")),
+    "compiled child, aot_eager": Case(lambda: compiled_child("aot_eager"), layer="model._orig_mod.stage"),
+    "compiled child, inductor": Case(lambda: compiled_child("inductor"), layer="model._orig_mod.stage"),
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [*CASES.values(), *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW.values())],
+    ids=[*CASES, *SLOW],
+)
+def test_training_leaves_the_same_bits_behind(tmp_path: Path, case: Case) -> None:
+    compare(case, tmp_path)
