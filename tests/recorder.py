@@ -1,26 +1,31 @@
-"""Writes down the state of a training, bit by bit and at many moments, so that two trainings can be compared."""
+"""Trains with the callback and without, and writes both down, bit by bit and at many moments, to compare them."""
 
 from __future__ import annotations
 
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from models import Augmented, Classifier
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils.checkpoint import CheckpointFunction
+from torch.utils.data import DataLoader
+
+from gradcam_callback import GradCAMCallback
 
 State = dict[str, str]
 """What is compared, by a name that says what it is: `gradient/model.stem.weight`. Values are short; data are hashed."""
-
-OURS = "GradCAMCallback"
 
 
 def digest(data: bytes) -> str:
@@ -142,9 +147,10 @@ def files_state(folder: Path) -> Iterator[tuple[str, str]]:
         checkpoint = torch.load(path, weights_only=False)
         states = checkpoint.get("callbacks", {})
         checkpoint["callbacks"] = {
-            str(key).replace(str(folder), "<folder>"): state for key, state in states.items() if OURS not in str(key)
+            key: state for key, state in states.items() if GradCAMCallback.__name__ not in str(key)
         }
-        yield from flat(checkpoint, f"file/{path.relative_to(folder)}", folder)
+        for name, value in flat(checkpoint, f"file/{path.relative_to(folder)}", folder):
+            yield name.replace(str(folder), "<folder>"), value
 
 
 class Recorder(Callback):
@@ -234,3 +240,123 @@ def differences(without: Mapping[str, State], with_it: Mapping[str, State], most
             if before != after:
                 found.append(f"{moment}: {name}: {before} without, {after} with")
     return found[:most]
+
+
+# Two trainings
+
+LAYER = "model.stage"
+Data = tuple[Any, Any]
+
+
+def cb(layer: str = LAYER, probes: Any = 4, **options: Any) -> GradCAMCallback:
+    return GradCAMCallback(target_layers=layer, probes=probes, **options)
+
+
+def one(layer: str = LAYER) -> list[GradCAMCallback]:
+    return [cb(layer, target=["predicted", "label"])]
+
+
+def two(layer: str = LAYER) -> list[GradCAMCallback]:
+    """Two of ours, as different from each other as can be."""
+    return [*one(layer), cb("auto", method="layercam")]
+
+
+MIDDLE = {"accumulate_grad_batches": 3, "val_check_interval": 2}
+"""Four batches, an optimizer step after three, a validation after two, when `.grad` holds a part of that step."""
+
+
+def shuffled(**settings: Any) -> Data:
+    """Augmented at random and shuffled, for the training and for the validation, from generators of their own."""
+    first, second = torch.Generator().manual_seed(3), torch.Generator().manual_seed(4)
+    return (
+        DataLoader(Augmented(32), 8, shuffle=True, generator=first, **settings),
+        DataLoader(Augmented(16), 8, shuffle=True, generator=second, **settings),
+    )
+
+
+def fit(trainer: Trainer, module: LightningModule, data: Data) -> None:
+    trainer.fit(module, *data)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training.
+
+    Attributes:
+        module: Makes the model.
+        data: Makes the loaders.
+        others: Makes the user's own callbacks.
+        settings: Of the Trainer.
+        do: What is done with it.
+        layer: The target layer.
+        ours: Makes our callbacks, for that layer.
+        ours_first: Whether our callbacks stand before the user's.
+        null: Whether there are nulls, so that there are alerts.
+        looks: Whether there is a look at all.
+    """
+
+    module: Callable[[], LightningModule] = Classifier
+    data: Callable[[], Data] = shuffled
+    others: Callable[[], list[Callback]] = list
+    settings: dict[str, Any] = field(default_factory=dict)
+    do: Callable[[Trainer, Any, Data], None] = fit
+    layer: str = LAYER
+    ours: Callable[[str], list[GradCAMCallback]] = one
+    ours_first: bool = True
+    null: bool = False
+    looks: bool = True
+
+
+@dataclass
+class Training:
+    """What came of it."""
+
+    trainer: Trainer
+    module: LightningModule
+    moments: dict[str, State]
+    error: BaseException | None
+
+
+def train(
+    case: Case, folder: Path, ours: Sequence[Callback] = (), expected: type[BaseException] | None = None
+) -> Training:
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    recorder = Recorder()
+    kept = ModelCheckpoint(folder / "kept", save_top_k=-1, every_n_train_steps=3)
+    others = case.others()
+    callbacks = [*ours, *others] if case.ours_first else [*others, *ours]
+    settings: dict[str, Any] = {
+        "default_root_dir": folder,
+        "logger": TensorBoardLogger(folder, name="", version=""),
+        "callbacks": [*callbacks, kept, recorder],
+        "max_epochs": 2,
+        "accelerator": "cpu",
+        "num_sanity_val_steps": 1,
+        "log_every_n_steps": 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = Trainer(**(settings | case.settings))
+    module, error = case.module(), None
+    try:
+        case.do(trainer, module, case.data())
+    except BaseException as raised:
+        if expected is None or not isinstance(raised, expected):
+            raise
+        error = raised
+    recorder.finish(trainer, folder)
+    return Training(trainer, module, recorder.moments, error)
+
+
+def compare(case: Case, folder: Path, ours: Sequence[GradCAMCallback] | None = None) -> tuple[Training, Training]:
+    """Train with ours and without, and hold the two against each other."""
+    ours = case.ours(case.layer) if ours is None else ours
+    without, with_it = train(case, folder / "without"), train(case, folder / "with", ours)
+
+    assert differences(without.moments, with_it.moments) == []
+    for callback in ours:
+        assert (callback.last_result is not None) == case.looks
+        assert bool(callback.alerts) == case.null, [str(alert) for alert in callback.alerts]
+    return without, with_it
