@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import signal
 import threading
-import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -282,27 +281,3 @@ def test_memory_does_not_grow_over_two_hundred_validations(run: MakeRun, module:
     # One kept panel would be two hundred kilobytes a validation, one kept graph some hundred objects.
     assert slope(objects) < 2
     assert slope(process) < 20_000
-
-
-@pytest.mark.parametrize("module", [Classifier, detached], ids=["healthy", "detached"])
-def test_what_python_allocates_does_not_grow(run: MakeRun, module: Callable[[], Classifier]) -> None:
-    """Of what our own files allocate, line by line; the rest is Lightning's and TensorBoard's business."""
-    ours = [tracemalloc.Filter(True, str(Path(gradients.__file__).parent / "*"))]
-    sizes = []
-
-    class Weighing(Callback):
-        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            if trainer.current_epoch >= 4:
-                trainer.callbacks[0]._journal._writer.flush()  # what waits in the queue is not kept
-                gc.collect()
-                taken = tracemalloc.take_snapshot().filter_traces(ours)
-                sizes.append(sum(trace.size for trace in taken.traces))
-
-    tracemalloc.start()
-    try:
-        run(cb(), module(), max_epochs=12, callbacks=[Weighing()]).fit(train=8, val=8)
-    finally:
-        tracemalloc.stop()
-
-    assert len(sizes) == 8
-    assert 0 < sizes[-1] < sizes[0] + 4_000
