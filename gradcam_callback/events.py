@@ -102,7 +102,7 @@ class BackgroundWriter:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(_WAITING_JOBS)
-        self._outcomes: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        self._outcomes: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def image(self, tag: str, draw: Callable[[], Pixels], step: int) -> None:
@@ -127,7 +127,7 @@ class BackgroundWriter:
             self._thread.join()
             self._thread = None
 
-    def take_outcome(self) -> tuple[int, list[Exception]]:
+    def take_outcome(self) -> tuple[int, list[BaseException]]:
         """How many jobs were done since this was last asked, and what went wrong with others."""
         outcomes = []
         while not self._outcomes.empty():
@@ -137,8 +137,9 @@ class BackgroundWriter:
     def _submit(self, job: Callable[[], None]) -> None:
         if self._thread is None:
             # A daemon, so that a killed run does not hang on its pictures; `close` is called at every other end.
-            self._thread = threading.Thread(target=self._work, name="gradcam-writer", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._work, name="gradcam-writer", daemon=True)
+            thread.start()
+            self._thread = thread  # not before it runs: one that could not be started would be waited for, for ever
         self._jobs.put(job)
 
     def _work(self) -> None:
@@ -147,7 +148,7 @@ class BackgroundWriter:
                 job()
                 if job != self._sink.flush:
                     self._outcomes.put(None)
-            except Exception as failure:  # a full disk, a closed writer: the training must not notice
+            except BaseException as failure:  # a full disk, a closed writer: the training must not notice
                 self._outcomes.put(failure)
             finally:
                 self._jobs.task_done()

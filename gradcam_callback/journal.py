@@ -112,15 +112,21 @@ class Journal:
             self.note(["writing"], [], step=step, epoch=epoch)
 
     def _record(self, alerts: Sequence[Alert], step: int) -> None:
+        for write in (self._write_text, self._append):
+            try:
+                write(alerts, step)
+            except Exception as error:  # they are in the book and in the warnings, whatever became of the file
+                message = f"The alerts could not be written to {self._folder}: {error}. {_FULL_DISK}"
+                warnings.warn(message, stacklevel=2)
+
+    def _write_text(self, alerts: Sequence[Alert], step: int) -> None:
         if self._writer is not None:
             # One text a moment: of two records with one tag and one step, TensorBoard shows only the last.
             self._writer.text(self._alerts_tag, "\n\n---\n\n".join(map(Alert.as_markdown, alerts)), step)
-        if self._folder is None:
-            return
-        try:
+
+    def _append(self, alerts: Sequence[Alert], _step: int) -> None:
+        if self._folder is not None:
             events.append_records(self._folder / "gradcam" / "alerts.jsonl", map(Alert.as_record, alerts))
-        except OSError as error:
-            warnings.warn(f"The alerts could not be written to {self._folder}: {error}. {_FULL_DISK}", stacklevel=2)
 
     def _warn(self, alert: Alert) -> None:
         """A warning that points at the user's line, where one is to blame."""
