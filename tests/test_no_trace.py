@@ -375,15 +375,12 @@ CASES = {
     "half frozen": Case(HalfFrozen, ours=two),
     "detached": Case(detached, ours=two, null=True),
     "zero head": Case(lambda: ZeroHead(held=False), ours=two, null=True),
-    "detached, half a step": Case(detached, settings=MIDDLE, null=True),
     "one generator for all": Case(data=from_one_generator),
     "generators in the data": Case(data=carrying),
     "two workers": Case(data=lambda: shuffled(num_workers=2)),
     "persistent workers": Case(data=lambda: shuffled(num_workers=2, persistent_workers=True)),
     "half a step": Case(ours=two, settings=MIDDLE),
     "half a step, batch norm in eval": Case(HalfFrozen, settings=MIDDLE),
-    "half a step, one generator": Case(data=from_one_generator, settings=MIDDLE),
-    "part of an epoch": Case(settings={"val_check_interval": 0.25}),
     "manual": Case(Manual, settings={"val_check_interval": 1}),
     "schedule": Case(Scheduled, settings={"max_epochs": 3}),
     "stochastic depth": Case(stochastic_depth),
@@ -392,28 +389,32 @@ CASES = {
     "counting": Case(Counting, settings=MIDDLE),
     "bf16-mixed": Case(settings={"precision": "bf16-mixed"}),
     "bf16-true": Case(settings={"precision": "bf16-true"}),
-    "64-true": Case(settings={"precision": "64-true"}),
     "inference mode": Case(settings={"inference_mode": True}, do=fit_and_evaluate),
     "no inference mode": Case(settings={"inference_mode": False}, do=fit_and_evaluate),
     "deterministic": Case(settings={"deterministic": True}),
     "clipped by norm": Case(settings={"gradient_clip_val": 0.1, **MIDDLE}),
-    "clipped by value": Case(settings={"gradient_clip_val": 0.1, "gradient_clip_algorithm": "value"}),
-    "anomaly detection": Case(settings={"detect_anomaly": True}),
     "overfit": Case(settings={"overfit_batches": 2}),
     "fast_dev_run": Case(settings={"fast_dev_run": 2}),
     "no validation": Case(settings={"limit_val_batches": 0}, looks=False),
     "every second epoch": Case(settings={"check_val_every_n_epoch": 2, "max_epochs": 4}),
-    "no sanity check": Case(settings={"num_sanity_val_steps": 0}),
     "max_steps": Case(settings={"max_steps": 5, "max_epochs": -1, "val_check_interval": 2}),
     "compiled child": Case(compiled_child, layer="model._orig_mod.stage"),
     "compiled in place": Case(compiled_in_place),
     "fails for probes": Case(FailingForProbes, null=True, looks=False),
     "finetuning": Case(Backboned, others=lambda: [BackboneFinetuning(1)], settings={"max_epochs": 3}),
-    "finetuning, ours last": Case(Backboned, others=lambda: [BackboneFinetuning(1)], ours_first=False),
 }
 
 
+# Too long for every day, or close to one of the above.
 SLOW = {
+    "part of an epoch": Case(settings={"val_check_interval": 0.25}),
+    "half a step, one generator": Case(data=from_one_generator, settings=MIDDLE),
+    "detached, half a step": Case(detached, settings=MIDDLE, null=True),
+    "64-true": Case(settings={"precision": "64-true"}),
+    "anomaly detection": Case(settings={"detect_anomaly": True}),
+    "finetuning, ours last": Case(Backboned, others=lambda: [BackboneFinetuning(1)], ours_first=False),
+    "clipped by value": Case(settings={"gradient_clip_val": 0.1, "gradient_clip_algorithm": "value"}),
+    "no sanity check": Case(settings={"num_sanity_val_steps": 0}),
     "compiled, eager": Case(compiled),
     "compiled, inductor": Case(lambda: compiled("inductor")),
     "compiled child, aot_eager": Case(lambda: compiled_child("aot_eager"), layer="model._orig_mod.stage"),
@@ -495,6 +496,7 @@ def test_what_watches_our_metric_stops_and_keeps_by_it(
     assert with_it.trainer.callback_metrics["gradcam/null_gradients"].item() == nulls
 
 
+SLOWLY = pytest.mark.slow
 ORDERS = pytest.mark.parametrize("ours_first", [True, False], ids=["ours first", "ours last"])
 
 
@@ -513,7 +515,9 @@ needs_weight_averaging = pytest.mark.skipif(
 
 @needs_weight_averaging
 @ORDERS
-@pytest.mark.parametrize("module", [Classifier, Counting, HalfFrozen], ids=["plain", "counting", "half frozen"])
+@pytest.mark.parametrize(
+    "module", [Classifier, pytest.param(Counting, marks=SLOWLY), HalfFrozen], ids=["plain", "counting", "half frozen"]
+)
 def test_weight_averaging(tmp_path: Path, module: Callable[[], LightningModule], ours_first: bool) -> None:
     case = Case(module, others=lambda: [lightning_callbacks.WeightAveraging()], settings=MIDDLE, ours_first=ours_first)
     compare(case, tmp_path)
@@ -561,6 +565,14 @@ def find_batch_size(trainer: Trainer, module: Any, data: Data) -> None:
     trainer.fit(module, datamodule=batches)
 
 
+def rate_finder() -> list[Callback]:
+    return [LearningRateFinder(num_training_steps=12)]
+
+
+def batch_size_finder() -> list[Callback]:
+    return [BatchSizeFinder(max_trials=2, steps_per_trial=1)]
+
+
 def fit_batches(trainer: Trainer, module: LightningModule, data: Data) -> None:
     trainer.fit(module, datamodule=Batches())
 
@@ -569,13 +581,11 @@ def fit_batches(trainer: Trainer, module: LightningModule, data: Data) -> None:
     "case",
     [
         Case(Tunable, do=find_rate),
-        Case(Tunable, do=find_batch_size),
-        Case(Tunable, others=lambda: [LearningRateFinder(num_training_steps=12)]),
-        Case(Tunable, others=lambda: [LearningRateFinder(num_training_steps=12)], ours_first=False),
-        Case(Tunable, others=lambda: [BatchSizeFinder(max_trials=2, steps_per_trial=1)], do=fit_batches),
-        Case(
-            Tunable, others=lambda: [BatchSizeFinder(max_trials=2, steps_per_trial=1)], do=fit_batches, ours_first=False
-        ),
+        pytest.param(Case(Tunable, do=find_batch_size), marks=SLOWLY),
+        Case(Tunable, others=rate_finder),
+        Case(Tunable, others=rate_finder, ours_first=False),
+        Case(Tunable, others=batch_size_finder, do=fit_batches),
+        pytest.param(Case(Tunable, others=batch_size_finder, do=fit_batches, ours_first=False), marks=SLOWLY),
     ],
     ids=["rate", "batch size", "rate, callback", "rate, ours last", "batch size, callback", "batch size, ours last"],
 )
@@ -612,8 +622,7 @@ def test_tuning_does_not_carry_the_probes_of_an_earlier_training_over(tmp_path: 
     """The finder saves a checkpoint and loads it again, which is no resumed training."""
     [callback] = one()
     train(Case(data=lambda: (loader(24), loader(24))), tmp_path / "first", [callback])
-    others = [LearningRateFinder(num_training_steps=12)]
-    case = Case(Tunable, lambda: (loader(24), loader(2)), lambda: others, ours_first=False)  # type: ignore[arg-type]
+    case = Case(Tunable, lambda: (loader(24), loader(2)), rate_finder, ours_first=False)
     train(case, tmp_path / "second", [callback])
 
     assert callback.probes is not None
@@ -624,7 +633,10 @@ def test_tuning_does_not_carry_the_probes_of_an_earlier_training_over(tmp_path: 
 # Going on
 
 
-@pytest.mark.parametrize("case", ["plain", "half a step", "one generator for all", "counting"])
+@pytest.mark.parametrize(
+    "case",
+    ["plain", "half a step", *(pytest.param(name, marks=SLOWLY) for name in ("one generator for all", "counting"))],
+)
 def test_a_training_resumed_in_the_middle_of_an_epoch(tmp_path: Path, case: str) -> None:
     first = CASES[case]
     compare(first, tmp_path)
