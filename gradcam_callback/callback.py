@@ -10,12 +10,11 @@ because they were asked for: an option that turns out impossible before anything
 from __future__ import annotations
 
 import functools
-import logging
 import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
@@ -45,8 +44,6 @@ from gradcam_callback.records import (
     name_call,
     split_call,
 )
-
-log = logging.getLogger(__name__)
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
 
@@ -167,6 +164,12 @@ class GradCAMCallback(Callback):
     # When
 
     @_harmless
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin another training, before a checkpoint is restored or a learning rate is looked for."""
+        if stage == "fit":
+            self._forget()
+
+    @_harmless
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a layer that does not exist, before anything else happens."""
         self._meet(trainer, pl_module)
@@ -261,8 +264,8 @@ class GradCAMCallback(Callback):
         state = dict(self._resumed)
         try:
             state["alerts"] = self._journal.book.state()
-        except Exception:  # the checkpoint is worth more
-            log.warning("The alerts so far could not be put into the checkpoint.", exc_info=True)
+        except Exception as error:  # the checkpoint is worth more
+            _warn_of("The alerts so far could not be put into the checkpoint", error)
         if self.probes is not None:
             state["indices"] = self.probes.indices
             state["fingerprint"] = self.probes.fingerprint
@@ -285,15 +288,19 @@ class GradCAMCallback(Callback):
     # How
 
     def _meet(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the layers; forget what belongs to another model or another training."""
-        if trainer.state.fn == TrainerFn.FITTING or self._model is None or self._model() is not pl_module:
-            self._observer = Observer(self.target_layers, self.method, self.output, self.bridge)
-            self._journal.book.forget()
-            self._last_epoch = self.probes = None
-            self._told_of_calls.clear()
+        """Find the layers; forget what belongs to another model."""
+        if self._model is None or self._model() is not pl_module:
+            self._forget()
         self._model = weakref.ref(pl_module)
         self._observer.ranks = setting.ranks_of(trainer)
         self._observer.settle(pl_module)
+
+    def _forget(self) -> None:
+        """Forget what belongs to one training of one model. The alerts stay on record."""
+        self._observer = Observer(self.target_layers, self.method, self.output, self.bridge)
+        self._journal.book.forget()
+        self._last_epoch = self.probes = None
+        self._told_of_calls.clear()
 
     def _begin_evaluation(self, trainer: Trainer, pl_module: LightningModule, loaders: Any) -> None:
         self._meet(trainer, pl_module)
@@ -488,7 +495,7 @@ class GradCAMCallback(Callback):
             try:
                 self._note(trainer, [subject], [alerts.failed(subject, what, error)])
             except Exception:  # the book of alerts itself is what fails
-                log.warning("Grad-CAM: %s.", what, exc_info=error)
+                _warn_of(what, error)
 
     def _note_health(self, trainer: Trainer, observation: Observation) -> None:
         findings = alerts.find_nulls(observation.results, self._titles(), observation.diagnoses)
@@ -529,3 +536,9 @@ class GradCAMCallback(Callback):
             mean=self.mean or probes.mean,
             std=self.std or probes.std,
         )
+
+
+def _warn_of(what: str, error: Exception) -> None:
+    """Say what cannot even become an alert."""
+    with suppress(Exception):  # where the user has made errors of warnings
+        warnings.warn(f"Grad-CAM: {what}: {type(error).__name__}: {error}. The training goes on.", stacklevel=3)

@@ -77,7 +77,7 @@ class Journal:
         unsaid, self._unsaid = self._unsaid, []
         nulls, self._nulls = self._nulls, []
         if unsaid:
-            self._record(unsaid, step)
+            unsaid += self._record(unsaid, step, epoch)
         if nulls and self._on_null == "raise":
             raise GradientNullError("\n\n".join(f"{finding.message} {finding.remedy}" for finding in nulls))
         for alert in unsaid:
@@ -86,14 +86,15 @@ class Journal:
 
     def close(self, *, step: int, epoch: int) -> None:
         """Bring to the disk what waits, and end the thread."""
-        if self._writer is not None:
-            if self._unsaid:
-                self._record(self._unsaid, step)
-                self._unsaid = []
-            self._writer.close()
-            self._note_writing(step, epoch)
-            self._writer = None
         self._nulls = []
+        try:
+            self.say(step=step, epoch=epoch)
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+        # What the last jobs of the writer came to is said without it.
+        self._note_writing(step, epoch)
+        self._writer = None
         self.say(step=step, epoch=epoch)
 
     def __getstate__(self) -> dict[str, object]:
@@ -111,13 +112,16 @@ class Journal:
         elif written:
             self.note(["writing"], [], step=step, epoch=epoch)
 
-    def _record(self, alerts: Sequence[Alert], step: int) -> None:
+    def _record(self, alerts: Sequence[Alert], step: int, epoch: int) -> list[Alert]:
+        """Put alerts on record; a new alert where that cannot be done."""
+        findings = []
         for write in (self._write_text, self._append):
             try:
                 write(alerts, step)
-            except Exception as error:  # they are in the book and in the warnings, whatever became of the file
-                message = f"The alerts could not be written to {self._folder}: {error}. {_FULL_DISK}"
-                warnings.warn(message, stacklevel=2)
+            except Exception as error:  # they are in the book and in the warnings, whatever became of the record
+                message = f"The alerts could not be written to {self._folder}: {type(error).__name__}: {error}."
+                findings = [Finding("record", Trouble.WRITING_FAILED, (), (), message, _FULL_DISK)]
+        return self.book.update(["record"], findings, step=step, epoch=epoch)
 
     def _write_text(self, alerts: Sequence[Alert], step: int) -> None:
         if self._writer is not None:

@@ -617,7 +617,6 @@ def test_nothing_is_written_while_only_tuning(tmp_path: Path, tune: str) -> None
     assert (callback.last_result, callback.alerts) == (None, [])
 
 
-@pytest.mark.xfail(strict=True, reason="the indices of the first training are taken for those of a resumed one")
 def test_tuning_does_not_carry_the_probes_of_an_earlier_training_over(tmp_path: Path) -> None:
     """The finder saves a checkpoint and loads it again, which is no resumed training."""
     [callback] = one()
