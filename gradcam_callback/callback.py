@@ -386,9 +386,10 @@ class GradCAMCallback(Callback):
         """
         assert self.probes is not None
         try:
-            observation = self._observe(trainer, pl_module, self.probes)
+            painting = panels.Painting(self.probes, self._look_of(self.probes))
+            observation = self._observe(trainer, pl_module, painting)
             self._note_health(trainer, observation)
-            self._draw(trainer, self.probes, observation.results)
+            self._draw(trainer, painting, observation.results)
         except BadInputError:
             raise
         except Exception as error:
@@ -405,12 +406,13 @@ class GradCAMCallback(Callback):
         started = time.perf_counter()
         scalars = self._counts(trainer, len(self.probes) * len(self._observer.layers) * len(self.target), 0)
         try:
-            observation = self._observe(trainer, pl_module, self.probes)
+            painting = panels.Painting(self.probes, self._look_of(self.probes))
+            observation = self._observe(trainer, pl_module, painting)
             self.last_result = observation.results[0]
             scalars = self._scalars(trainer, observation.results)
             self._note_health(trainer, observation)
             if trainer.is_global_zero:
-                drawn = self._draw(trainer, self.probes, observation.results)
+                drawn = self._draw(trainer, painting, observation.results)
                 tagged = {self._layer_tag(trainer, layer): panel for layer, panel in drawn.items()}
                 self._journal.panels(tagged, trainer.global_step)
             self._note(trainer, ["callback"], [])
@@ -420,12 +422,13 @@ class GradCAMCallback(Callback):
         self._log(trainer, pl_module, scalars)
         self._say(trainer)
 
-    def _observe(self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet) -> Observation:
+    def _observe(self, trainer: Trainer, pl_module: LightningModule, painting: panels.Painting) -> Observation:
+        probes = painting.probes
         with trainer.precision_plugin.forward_context():
             chosen = self._observer.choose(pl_module, probes.images)
             if chosen is not None:
                 rank_zero_info(f"Grad-CAM explains the layer {chosen!r}, which `target_layers: auto` chose.")
-            observation = self._observer.look(pl_module, probes.images, self._wanted(probes))
+            observation = self._observer.look(pl_module, probes.images, self._wanted(probes), painting)
         self._tell_of_calls(observation.results[0])
         return observation
 
@@ -440,9 +443,9 @@ class GradCAMCallback(Callback):
                     f"{explained}. Choose another by its number: {layer + '#0'!r} is the first."
                 )
 
-    def _draw(self, trainer: Trainer, probes: ProbeSet, results: Sequence[CAMResult]) -> dict[str, Panel]:
+    def _draw(self, trainer: Trainer, painting: panels.Painting, results: Sequence[CAMResult]) -> dict[str, Panel]:
         heading = f"{self.method} · epoch {trainer.current_epoch} · step {trainer.global_step}"
-        return panels.draw(probes, results, self._titles(), self._look_of(probes), heading)
+        return panels.draw(painting, results, self._titles(), heading)
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, scalars: dict[str, float]) -> None:
         """The scalars, for other callbacks and for every logger.

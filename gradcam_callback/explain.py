@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from gradcam_callback import gradients, health, layers, methods, targets
 from gradcam_callback.causes import Cause
+from gradcam_callback.host import Passenger, brought_over
 from gradcam_callback.isolation import isolated
 from gradcam_callback.memory import is_out_of_memory
 from gradcam_callback.records import BadInputError, CAMResult, GradientState, Target, split_call
@@ -73,11 +75,13 @@ def explain(
     method: str = "gradcam",
     output: OutputSpec = None,
     bridged: frozenset[int] = frozenset(),
+    passenger: Passenger | None = None,
 ) -> list[CAMResult]:
     """As `compute_cam`, for several targets at the price of one forward pass; a result each, in their order.
 
     A layer without space in its output is no error here, but a judgement with its cause. `bridged` are the numbers of
-    the cuts that are crossed, as `diagnosis` found them for one target layer.
+    the cuts that are crossed, as `diagnosis` found them for one target layer. A `passenger` travels to the host with
+    the verdicts, if all layers can be explained in one pass.
     """
     methods.find_method(method)
     for target in wanted:
@@ -88,7 +92,7 @@ def explain(
         if names == (layers.AUTO,):
             names = (_auto_layer(model, inputs, wanted[0], output),)
         found = layers.find_layers(model, names)
-        together = _explain_together(model, inputs, found, wanted, method, output, bridged)
+        together = _explain_together(model, inputs, found, wanted, method, output, bridged, passenger)
         if not together and len(found) == 1:
             return _explain_call_by_call(model, inputs, found, wanted, method, output)
     return together or _explain_one_by_one(model, inputs, found, wanted, method, output)
@@ -101,7 +105,8 @@ def _explain_together(
     wanted: Sequence[Target],
     method: str,
     output: OutputSpec,
-    bridged: frozenset[int],
+    bridged: frozenset[int] = frozenset(),
+    passenger: Passenger | None = None,
 ) -> list[CAMResult]:
     """All layers and targets from one forward pass; no result where layers, or calls, would disturb each other."""
     method_of = methods.find_method(method)
@@ -120,7 +125,7 @@ def _explain_together(
                 return []
             choices.append((scores.detach(), *choice))
             examinations |= {(position, name): _examine(name, pair, method_of, scores) for name, pair in taken.items()}
-    return _results(choices, examinations, inputs)
+    return _results(choices, examinations, inputs, passenger)
 
 
 def _is_disturbed(pair: gradients.LayerGradient, recording: gradients.Recording) -> bool:
@@ -144,7 +149,7 @@ def _explain_call_by_call(
     tried: list[list[CAMResult]] = []
     for call in order:
         alone = {f"{plain}#{call}": layer}
-        tried.append(_explain_together(model, inputs, alone, wanted, method, output, frozenset()))
+        tried.append(_explain_together(model, inputs, alone, wanted, method, output))
         [verdict] = tried[-1][0].health.values()
         if set(verdict.state) != {GradientState.NONE}:
             return [_renamed(result, name) for result in tried[-1]]
@@ -387,20 +392,36 @@ def _backward_failure(message: str) -> Cause | None:
 
 
 def _results(
-    choices: Sequence[tuple[Tensor, ...]], examinations: Mapping[tuple[int, str], health.Examination], inputs: Tensor
+    choices: Sequence[tuple[Tensor, ...]],
+    examinations: Mapping[tuple[int, str], health.Examination],
+    inputs: Tensor,
+    passenger: Passenger | None,
 ) -> list[CAMResult]:
     """A result a target: of each its scores, classes, predictions and probabilities, and its number with each layer."""
-    verdicts = health.judge(examinations)  # of all targets at once: it waits for the device
     height, width = inputs.shape[2:]
-    return [
+    unjudged = [
         CAMResult(
             cams={name: found.cam for (number, name), found in examinations.items() if number == position},
             targets=chosen,
             scores=scores.float(),
             predictions=predictions,
             probabilities=probabilities,
-            health={name: verdict for (number, name), verdict in verdicts.items() if number == position},
+            health={},
             input_size=(height, width),
         )
         for position, (scores, chosen, predictions, probabilities) in enumerate(choices)
     ]
+    verdicts = health.judge(examinations, partial(_fetched, passenger=passenger, results=unjudged))
+    return [
+        replace(result, health={name: verdict for (number, name), verdict in verdicts.items() if number == position})
+        for position, result in enumerate(unjudged)
+    ]
+
+
+def _fetched(verdicts: Tensor, passenger: Passenger | None, results: Sequence[CAMResult]) -> Tensor:
+    """The verdicts of all targets on the host. It is here, and only here, that the device is waited for."""
+    if passenger is None:
+        return verdicts.cpu()
+    on_host, *luggage = brought_over([verdicts, *passenger.board(results)])
+    passenger.arrive(luggage)
+    return on_host

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -95,13 +95,20 @@ def missing(activation: Tensor | None, samples: Tensor, cause: Cause | None = No
     return Examination(nan, nan[:, 0, 0].clone(), code, torch.zeros_like(code, dtype=torch.bool), cause, detail)
 
 
-def judge(examinations: Mapping[Key, Examination]) -> dict[Key, LayerHealth]:
-    """The verdicts by layer, or whatever else they are known by, with one transfer from the device for all of them."""
+def judge(
+    examinations: Mapping[Key, Examination], fetch: Callable[[Tensor], Tensor] = lambda tensor: tensor.cpu()
+) -> dict[Key, LayerHealth]:
+    """The verdicts by layer, or whatever else they are known by, with one transfer from the device for all of them.
+
+    Args:
+        examinations: Of each layer.
+        fetch: Brings a tensor from the device to the host.
+    """
     if not examinations:
         return {}
     # A code and a flag in one number, beside the norm: what is on the device comes over in one piece.
     pairs = [torch.stack([(found.code * 2 + found.empty).float(), found.norm]) for found in examinations.values()]
-    packed, norms = torch.stack(pairs).cpu().unbind(1)
+    packed, norms = fetch(torch.stack(pairs)).unbind(1)
     return {
         name: LayerHealth(
             gradient_norm=norm,

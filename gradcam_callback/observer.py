@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradcam_callback import diagnosis, explain, layers, parts
+from gradcam_callback.host import Passenger
 from gradcam_callback.memory import Portions
 from gradcam_callback.ranks import Ranks
 from gradcam_callback.records import CAMResult, Diagnosis, ForwardFailedError, GradientState, Target
@@ -92,19 +93,22 @@ class Observer:
         self._chosen = (self.ranks.agreed(choice),)
         return self._chosen[0]
 
-    def look(self, model: nn.Module, images: Tensor, wanted: Sequence[Target]) -> Observation:
+    def look(
+        self, model: nn.Module, images: Tensor, wanted: Sequence[Target], passenger: Passenger | None = None
+    ) -> Observation:
         """One look.
 
         Args:
             model: In any mode; left as it was.
             images: `(N, C, H, W)`.
             wanted: The targets.
+            passenger: May travel to the host with the verdicts, if one process explains all images in one pass.
 
         Raises:
             ForwardFailedError: The model raised.
             PartFailedError: Something else failed in one of several processes.
         """
-        results = self._explained(model, images, wanted, self.layers)
+        results = self._explained(model, images, wanted, self.layers, passenger=passenger)
         try:
             diagnoses = self._reasons(model, images, wanted, results)
             for layer, reason in diagnoses.items():
@@ -122,15 +126,23 @@ class Observer:
         wanted: Sequence[Target],
         names: Sequence[str],
         bridged: frozenset[int] = frozenset(),
+        passenger: Passenger | None = None,
     ) -> list[CAMResult]:
         """The results of all samples: each process explains its share, in portions that fit into its memory."""
         share = self.ranks.share(len(images))
         own, targets = images[share], [parts.part_of(target, share) for target in wanted]
 
         def explained(portion: slice) -> list[CAMResult]:
-            some = [parts.part_of(target, portion) for target in targets]
+            some, whole = [parts.part_of(target, portion) for target in targets], own[portion].shape == images.shape
             return explain.explain(
-                model, own[portion], names, wanted=some, method=self.method, output=self.output, bridged=bridged
+                model,
+                own[portion],
+                names,
+                wanted=some,
+                method=self.method,
+                output=self.output,
+                bridged=bridged,
+                passenger=passenger if whole else None,
             )
 
         def job() -> tuple[list[CAMResult] | None, int | None]:

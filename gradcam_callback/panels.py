@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from gradcam_callback import picture
 from gradcam_callback.causes import Cause
+from gradcam_callback.host import brought_over
 from gradcam_callback.records import CAMResult, GradientState, LayerHealth, Panel, PanelColumn, ProbeSet, name_call
 
 _VERDICTS = {
@@ -41,38 +43,83 @@ class Look:
     std: Sequence[float] | None
 
 
-def draw(
-    probes: ProbeSet, results: Sequence[CAMResult], targets: Sequence[str], look: Look, heading: str
-) -> dict[str, Panel]:
-    """The panels of one validation, a layer each. One transfer from the device brings all pixels over.
+class Painting:
+    """The tiles of one look. They are painted on the device, and come to the host with the verdicts if they may.
 
     Args:
         probes: The images and what is known of them.
+        look: How it should look.
+    """
+
+    def __init__(self, probes: ProbeSet, look: Look) -> None:
+        self.probes = probes
+        self.look = look
+        self._of: list[Tensor] = []
+        self._tensors: Sequence[Tensor] = ()
+
+    def board(self, results: Sequence[CAMResult]) -> Sequence[Tensor]:
+        """Paint, on the device; nothing where that fails, and the error is raised when it is asked for the tiles."""
+        self._of, self._tensors = _maps(results), ()
+        try:
+            return self._painted(results)
+        except Exception:
+            return ()
+
+    def arrive(self, tensors: Sequence[Tensor]) -> None:
+        """Take the tiles on the host."""
+        self._tensors = tensors
+
+    def on_host(self, results: Sequence[CAMResult]) -> Sequence[Tensor]:
+        """The tiles of these results, whether they came along or have to be painted and fetched now.
+
+        Returns:
+            `(1 + layers * targets, N, th, tw, 3)` uint8: the inputs and the overlays, layer by layer;
+            `(layers * targets, N)` the peaks of the maps; `(targets, N, 4)` what `_Facts` are made of.
+
+        Raises:
+            ValueError: `mean` or `std` is for another number of channels.
+        """
+        maps = _maps(results)
+        if not self._tensors or len(maps) != len(self._of) or not all(map(operator.is_, maps, self._of)):
+            self._of, self._tensors = maps, brought_over(self._painted(results))
+        return self._tensors
+
+    def _painted(self, results: Sequence[CAMResult]) -> list[Tensor]:
+        look, device = self.look, results[0].targets.device
+        table = picture.colormap_table(look.colormap).to(device, non_blocking=True)
+        images = picture.displayable(self.probes.images.to(device), look.mean, look.std)
+        size = picture.tile_size(*images.shape[2:])
+        pairs = [
+            picture.overlays(images, cam, table, look.opacity, size, shared_scale=look.shared_scale)
+            for cam in _maps(results)
+        ]
+        return [
+            torch.stack([picture.tiles(images, size), *(pixels for pixels, _ in pairs)]),
+            torch.stack([peaks for _, peaks in pairs]),
+            torch.stack([_numbers(result) for result in results]),
+        ]
+
+
+def _maps(results: Sequence[CAMResult]) -> list[Tensor]:
+    """The maps, layer by layer, and of each layer target by target."""
+    return [result.cams[layer] for layer in results[0].cams for result in results]
+
+
+def draw(painting: Painting, results: Sequence[CAMResult], targets: Sequence[str], heading: str) -> dict[str, Panel]:
+    """The panels of one validation, a layer each.
+
+    Args:
+        painting: Of the probes.
         results: One a target.
         targets: What the targets are called.
-        look: How it should look.
         heading: What stands above each panel, after the layer's name and, where it ran more than once, its call.
     """
-    table = picture.colormap_table(look.colormap)
-    device = results[0].targets.device
-    images = picture.displayable(probes.images.to(device), look.mean, look.std)
-    size = picture.tile_size(*images.shape[2:])
-    on_device = table.to(device, non_blocking=True)
-    layers = list(results[0].cams)
-    pairs = [
-        picture.overlays(images, result.cams[layer], on_device, look.opacity, size, shared_scale=look.shared_scale)
-        for layer in layers
-        for result in results
-    ]
-    pixels, scales, numbers = _brought_over(
-        torch.stack([picture.tiles(images, size), *(pixels for pixels, _ in pairs)]),
-        torch.stack([peaks for _, peaks in pairs]),
-        torch.stack([_numbers(result) for result in results]),
-    )
+    probes, look = painting.probes, painting.look
+    pixels, scales, numbers = painting.on_host(results)
     (inputs, *overlays), peaks = pixels, list(scales)
     facts = [_Facts.of(rows) for rows in numbers]
     panels = {}
-    for number, layer in enumerate(layers):
+    for number, layer in enumerate(results[0].cams):
         verdict = results[0].health[layer]
         columns = tuple(
             _column(facts[i], results[i].health[layer], title, look, overlays[number * len(results) + i], peaks.pop(0))
@@ -84,7 +131,7 @@ def draw(
             captions=_input_captions(probes, facts[0], look),
             correct=_correct(probes, facts[0]),
             columns=columns,
-            table=table,
+            table=picture.colormap_table(look.colormap),
             shared_scale=look.shared_scale,
         )
     return panels
@@ -109,17 +156,6 @@ def _numbers(result: CAMResult) -> Tensor:
     """What a `_Facts` is made of, on the device: `(N, 4)`."""
     rows = torch.stack([result.targets, result.predictions], dim=1)
     return torch.cat([rows.float(), result.probabilities.gather(1, rows)], dim=1)
-
-
-def _brought_over(*tensors: Tensor) -> list[Tensor]:
-    """Tensors of several types, on the host: as bytes they come over in one piece."""
-    pieces = [tensor.contiguous().view(torch.uint8).flatten() for tensor in tensors]
-    arrived = torch.split(torch.cat(pieces).cpu(), [len(piece) for piece in pieces])
-    # A copy, because the bytes of a number larger than one have to lie at a multiple of its size.
-    return [
-        (piece if tensor.dtype == torch.uint8 else piece.clone()).view(tensor.dtype).view(tensor.shape)
-        for piece, tensor in zip(arrived, tensors, strict=True)
-    ]
 
 
 def _column(

@@ -167,7 +167,8 @@ def choose_targets(target: str | int | Sequence[int] | Tensor, predictions: Tens
         raise BadInputError(
             f"Target class {int(chosen.max())} does not exist: the model has {classes} classes, 0 to {classes - 1}."
         )
-    return chosen.to(predictions.device, torch.int64).expand_as(predictions)
+    # A copy to a GPU need not be waited for; one from it has to be.
+    return chosen.to(predictions.device, torch.int64, non_blocking=predictions.is_cuda).expand_as(predictions)
 
 
 def class_count(logits: Tensor) -> int:

@@ -12,7 +12,7 @@ import gradcam_callback
 PACKAGE = Path(gradcam_callback.__file__).parent
 
 # Who may import whom. A name that is missing here may import the leaves alone.
-LEAVES = {"causes", "memory", "options", "records"}
+LEAVES = {"causes", "host", "memory", "options", "records"}
 ROOMS = {
     "parts",
     "ranks",
@@ -29,6 +29,7 @@ ROOMS = {
 ENGINE = {"isolation", "layers", "targets", "gradients", "methods", "health"}
 ALLOWED = {
     "causes": set(),
+    "host": set(),
     "memory": set(),
     "options": {"records"},
     "records": {"causes"},

@@ -487,7 +487,7 @@ def test_a_call_that_did_not_happen_is_an_alert(run: MakeRun) -> None:
 def test_the_panel_says_which_call_of_how_many(images: Tensor) -> None:
     names = ["head", "head#0", "head#-2", "head#4", "stem", "stem#0"]
     result = compute_cam(Shared(), images[:2], names)
-    drawn = panels.draw(probe_set(), [result], ["predicted"], LOOK, "gradcam")
+    drawn = panels.draw(panels.Painting(probe_set(), LOOK), [result], ["predicted"], "gradcam")
     assert {name: panel.title.splitlines()[0] for name, panel in drawn.items()} == {
         "head": "head#2 of calls #0 to #2",
         "head#0": "head#0 of calls #0 to #2",

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from conftest import Run, make_run
 from lightning.pytorch import LightningModule
-from models import Classifier, Network, Spots, loader
+from models import Classifier, Network, Spots, detached, loader
 from reference import reference_cam, relative_error
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -355,9 +355,9 @@ class Leaving(TorchFunctionMode):
 
 
 def one_look(observer: Observer, module: nn.Module, probes: ProbeSet, wanted: list[Any]) -> None:
-    observation = observer.look(module, probes.images, wanted)
-    look = panels.Look("turbo", 0.5, False, None, None, None)
-    panels.draw(probes, observation.results, [str(target) for target in wanted], look, "epoch 0")
+    painting = panels.Painting(probes, panels.Look("turbo", 0.5, False, None, None, None))
+    observation = observer.look(module, probes.images, wanted, painting)
+    panels.draw(painting, observation.results, [str(target) for target in wanted], "epoch 0")
 
 
 def probe_set(device: str = "cpu") -> ProbeSet:
@@ -365,15 +365,26 @@ def probe_set(device: str = "cpu") -> ProbeSet:
     return ProbeSet(images, torch.arange(4) % 3, tuple("abcd"), None, None, None, None, "")
 
 
-def test_a_look_brings_verdicts_and_pictures_to_the_host_in_one_piece_each() -> None:
-    """The verdicts come first, because it is they that say whether anything has to be diagnosed."""
+def test_a_look_brings_verdicts_and_pictures_to_the_host_in_one_piece() -> None:
     probes = probe_set()
     assert probes.labels is not None
     module, observer = Classifier().eval(), Observer(tuple(LAYERS), "gradcam", None, True)
     observer.settle(module)
     with Leaving([probes.labels]) as leaving:
         one_look(observer, module, probes, ["predicted", "predicted"])
-    assert leaving.calls == ["cpu", "cpu"]
+    assert leaving.calls == ["cpu"]
+
+
+def test_pictures_of_maps_across_a_cut_are_brought_over_once_more() -> None:
+    """The verdicts had to be known before the maps were drawn."""
+    probes = probe_set()
+    module, observer = detached().eval(), Observer((LAYER,), "gradcam", None, True)
+    observer.settle(module)
+    one_look(observer, module, probes, ["predicted"])  # the reason is known from then on
+    assert probes.labels is not None
+    with Leaving([probes.labels]) as leaving:
+        one_look(observer, module, probes, ["predicted"])
+    assert leaving.calls == ["cpu", "cpu", "cpu"]
 
 
 # On a GPU
@@ -415,8 +426,8 @@ def test_maps_stay_on_the_gpu(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 @needs_gpu
-def test_a_look_on_a_gpu_waits_for_it_twice() -> None:
-    """For the verdicts, and for the pictures. In float16 it would be once more: for whether a gradient overflowed."""
+def test_a_look_on_a_gpu_waits_for_it_once() -> None:
+    """In float16 it would be once more: for whether a gradient overflowed."""
     from torch.profiler import ProfilerActivity, profile
 
     probes = probe_set("cuda")
@@ -427,8 +438,8 @@ def test_a_look_on_a_gpu_waits_for_it_twice() -> None:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         one_look(observer, module, probes, ["predicted", "predicted"])
     counts = {event.key: event.count for event in profiler.key_averages()}
-    assert sum(count for name, count in counts.items() if name.startswith("Memcpy DtoH")) == 2
+    assert sum(count for name, count in counts.items() if name.startswith("Memcpy DtoH")) == 1
     assert counts.get("aten::_local_scalar_dense", 0) == 0
     # The profiler itself waits once, when it ends.
     assert counts.get("cudaDeviceSynchronize", 0) <= 1
-    assert counts.get("cudaStreamSynchronize", 0) <= 2
+    assert counts.get("cudaStreamSynchronize", 0) <= 1
