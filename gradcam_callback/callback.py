@@ -177,7 +177,8 @@ class GradCAMCallback(Callback):
     @_harmless
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Capture the probes and rehearse, so that what is wrong is said before the first training step."""
-        self._resume()
+        with self._guard(trainer, "callback", "What the checkpoint holds could not be taken up"):
+            self._resume()
         self._open(trainer)
         with setting.as_in_validation(trainer, pl_module):
             if self._capture(trainer, trainer.val_dataloaders):

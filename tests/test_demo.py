@@ -23,6 +23,8 @@ from gradcam_callback.demo.report import RunReport, save_last_panels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+WIDTHS = (8, 16)  # as narrow as can be trained: see `ResidualStages`
+
 
 def squares(count: int) -> Tensor:
     """Digits that are squares of 6 x 4 pixels, which no MNIST digit is: top left at (10, 12) of the 28 x 28."""
@@ -239,7 +241,7 @@ class BrightestPlace(nn.Module):
 
 def fit(folder: Path, callbacks: list, network: nn.Module | None = None, epochs: int = 2, **options):
     seed_everything(5, verbose=False)
-    model = ImageClassifier(network or ResidualNetwork(widths=(4, 8), strides=(4, 2)))
+    model = ImageClassifier(network or ResidualNetwork(widths=WIDTHS, strides=(4, 2)))
     trainer = Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -296,7 +298,7 @@ def test_the_pointing_game_needs_boxes(tmp_path):
     )
     loader = DataLoader(small_set(8), batch_size=4)
     with pytest.raises(ValueError, match="no `boxes`"):
-        trainer.fit(ImageClassifier(ResidualNetwork(widths=(4, 8), strides=(4, 2))), loader, loader)
+        trainer.fit(ImageClassifier(ResidualNetwork(widths=WIDTHS, strides=(4, 2))), loader, loader)
     with pytest.raises(ValueError, match="given: 0 and 50"):
         PointingGame(images=0)
 
@@ -338,7 +340,7 @@ def test_no_report_without_tensorboard(tmp_path, capsys):
         fast_dev_run=1, accelerator="cpu", callbacks=[RunReport()], enable_progress_bar=False, default_root_dir=tmp_path
     )
     loader = DataLoader(small_set(8), batch_size=4)
-    trainer.fit(ImageClassifier(ResidualNetwork(widths=(4, 8), strides=(4, 2))), loader, loader)
+    trainer.fit(ImageClassifier(ResidualNetwork(widths=WIDTHS, strides=(4, 2))), loader, loader)
     assert "tensorboard --logdir" not in capsys.readouterr().out
 
 

@@ -48,7 +48,8 @@ class ResidualStages(nn.Sequential):
 
     Args:
         in_channels: Channels of the image.
-        widths: Channels that each stage gives; at least one number.
+        widths: Channels that each stage gives; at least one number. Of fewer than 8, with images in channels-last
+            order on a CPU without AVX-512, torch 2.15 writes beyond its memory in the backward pass of the shortcut.
         strides: By how much each stage shrinks height and width; as many numbers as `widths`.
 
     Raises:
@@ -79,7 +80,7 @@ class ResidualNetwork(nn.Module):
     Args:
         in_channels: Channels of the image.
         num_classes: How many classes to tell apart.
-        widths: Channels that each stage gives.
+        widths: Channels that each stage gives; see `ResidualStages`.
         strides: By how much each stage shrinks height and width. Their product is how many pixels of the image one
             cell of the last map stands for: with the default, 8 x 8.
 
