@@ -79,9 +79,9 @@ class Finding:
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What makes it another finding when it changes. The wording does not."""
+        """What makes it another finding when it changes: of a null not the wording, of a failure that too."""
         place = None if self.location is None else (self.location.file, self.location.line)
-        return self.cause, self.probes, self.targets, place
+        return self.cause, self.probes, self.targets, place, None if self.is_null else self.message
 
 
 @dataclass(frozen=True)

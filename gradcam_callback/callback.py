@@ -55,6 +55,7 @@ def _harmless(hook: Hook) -> Hook:
     def guarded(self: GradCAMCallback, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         with self._guard(trainer, "callback", f"`{hook.__name__}` failed"):
             return hook(self, trainer, *args, **kwargs)
+        # Only where it failed is this reached.
         with self._guard(trainer, "callback", "The alerts could not be said"):
             self._say(trainer)
 
@@ -237,7 +238,7 @@ class GradCAMCallback(Callback):
         self._meet(trainer, pl_module)
         self._capture(trainer, trainer.val_dataloaders)
         if self.probes is None:
-            raise BadInputError(str(self.alerts[-1]))
+            raise BadInputError(str(self.alerts[-1]) if self.alerts else "There are no data to take probes from.")
         images, wanted = self.probes.images, self._wanted(self.probes)
         with trainer.precision_plugin.forward_context():
             self._observer.choose(pl_module, images)
@@ -317,7 +318,8 @@ class GradCAMCallback(Callback):
         self._journal.open(sink, folder, alerts_tag=tag, silent=not trainer.is_global_zero)
         if isinstance(sink, events.FolderSink) and not self._told_of_files:
             message = f"There is no TensorBoardLogger: the Grad-CAM panels are written as PNG files under {folder}."
-            warnings.warn(message, stacklevel=5)
+            with suppress(UserWarning):  # where the user has made errors of warnings
+                warnings.warn(message, stacklevel=5)
             self._told_of_files = True
 
     def _is_due(self, trainer: Trainer) -> bool:
@@ -344,9 +346,7 @@ class GradCAMCallback(Callback):
             self._note(trainer, ["strategy"], [alerts.unsupported_strategy(obstacle)])
             return False
         try:
-            probes = self._observer.ranks.once(lambda: self._captured(trainer, flat))
-            # As they come from another process, or from a source of the user's own.
-            probes = replace(probes, images=probes.images.to(trainer.strategy.root_device))
+            probes = self._captured_for_all(trainer, flat)
         except BadInputError:
             raise
         except Exception as error:
@@ -360,6 +360,14 @@ class GradCAMCallback(Callback):
         self.probes = probes
         self._note(trainer, ["probes"], self._judge_probes(probes))
         return True
+
+    def _captured_for_all(self, trainer: Trainer, loaders: Sequence[Any]) -> ProbeSet:
+        """The probes of the first process, in each on its own device."""
+        ranks, moved = self._observer.ranks, list[torch.Tensor]()
+        probes = ranks.once(lambda: self._captured(trainer, loaders))
+        # Together, because there may be no room for them in one process alone.
+        ranks.together(lambda: moved.append(probes.images.to(trainer.strategy.root_device)))
+        return replace(probes, images=moved[0])
 
     def _captured(self, trainer: Trainer, loaders: Sequence[Any]) -> ProbeSet:
         """The probes as the source gives them, ready for the way to other processes, if there are any."""
@@ -403,6 +411,9 @@ class GradCAMCallback(Callback):
             GradientNullError: There is a null, and `on_null` is "raise".
         """
         if self.probes is None:
+            # For other callbacks that watch it and would end the run without; no logger is told.
+            missing = self._counts(trainer, len(self._observer.layers) * len(self.target), 0)
+            pl_module.log_dict(missing, logger=False, sync_dist=self._observer.ranks.size > 1)
             return self._say(trainer)
         started = time.perf_counter()
         scalars = self._counts(trainer, len(self.probes) * len(self._observer.layers) * len(self.target), 0)
@@ -454,11 +465,17 @@ class GradCAMCallback(Callback):
         Lightning would log them at its own count of steps, which is one behind in `fit`, and the panels would not
         stand at the same step.
         """
-        with self._guard(trainer, "logging", "The scalars could not be logged"):
-            # All processes have the same, but for the seconds, of which this makes the mean.
-            pl_module.log_dict(scalars, logger=False, sync_dist=self._observer.ranks.size > 1)
-            for logger in trainer.loggers:
-                logger.log_metrics(scalars, step=trainer.global_step)
+        findings = []
+        # All processes have the same scalars, but for the seconds, of which this makes the mean.
+        several = self._observer.ranks.size > 1
+        jobs: list[Callable[[], Any]] = [partial(pl_module.log_dict, scalars, logger=False, sync_dist=several)]
+        jobs += [partial(logger.log_metrics, scalars, step=trainer.global_step) for logger in trainer.loggers]
+        for job in jobs:
+            try:
+                job()
+            except Exception as error:  # the next logger may be in order
+                findings = [alerts.failed("logging", "The scalars could not be logged", error)]
+        self._note(trainer, ["logging"], findings)
 
     def _scalars(self, trainer: Trainer, results: Sequence[CAMResult]) -> dict[str, float]:
         verdicts = [verdict for result in results for verdict in result.health.values()]

@@ -29,6 +29,7 @@ from gradcam_callback import evidence, explain, gradients, health, layers, wordi
 from gradcam_callback.causes import Cause
 from gradcam_callback.evidence import END, Evidence, Flow
 from gradcam_callback.isolation import isolated
+from gradcam_callback.memory import is_out_of_memory
 from gradcam_callback.records import Cut, Diagnosis, GradientState, LayerHealth, Target, split_call
 from gradcam_callback.targets import OutputSpec
 from gradcam_callback.traces import Frame, Step, Trace, Use, frame_of
@@ -85,7 +86,7 @@ def diagnose(
     try:
         [result] = explain.explain(model, inputs, [layer], wanted=[target], output=output)
     except Exception as error:
-        if not explain.raised_by_model(error):
+        if not explain.raised_by_model(error) or is_out_of_memory(error):
             raise
         return of_failed_forward(layer, error, len(inputs))
     return _Investigation(model, inputs, layer, target, output, context, result.health[layer]).conclude()

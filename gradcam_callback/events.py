@@ -81,7 +81,7 @@ class FolderSink:
         """Write a picture as a PNG file; one of the same step is replaced."""
         from PIL import Image
 
-        path = self._folder / re.sub(r"[^\w./-]", "_", tag) / f"step={step:08d}.png"
+        path = self._folder / re.sub(r"[^\w./#-]", "_", tag) / f"step={step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
 

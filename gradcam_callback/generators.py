@@ -1,4 +1,4 @@
-"""A seed of its own for what is captured, and every random generator within reach put back. A leaf."""
+"""Random generators of every kind: a seed for the moment, and the way back. A leaf."""
 
 from __future__ import annotations
 
@@ -35,22 +35,36 @@ def sealed(seed: int, owner: Any) -> Iterator[None]:
 
 def _reseed(generator: Any, seed: int) -> Callable[[], None]:
     """Seed one generator, and return what puts it back."""
+    put_back = putting_back(generator)
+    if isinstance(generator, torch.Generator):
+        generator.manual_seed(seed)
+    elif isinstance(generator, np.random.Generator):
+        bits: Any = generator.bit_generator
+        bits.state = type(bits)(seed).state
+    else:
+        generator.seed(seed)
+    return put_back
+
+
+def putting_back(generator: Any) -> Callable[[], None]:
+    """What puts a generator back to where it is now."""
     if isinstance(generator, torch.Generator):
         torch_state = generator.get_state()
-        generator.manual_seed(seed)
         return lambda: _restore_torch(generator, torch_state)
     if isinstance(generator, np.random.Generator):
-        bits: Any = generator.bit_generator
-        bits_state = bits.state
-        bits.state = type(bits)(seed).state
+        bits, bits_state = generator.bit_generator, generator.bit_generator.state
         return lambda: setattr(bits, "state", bits_state)
     if generator is np.random or isinstance(generator, np.random.RandomState):
         legacy_state = generator.get_state(legacy=False)
-        generator.seed(seed)
         return lambda: generator.set_state(legacy_state)
     python_state = generator.getstate()
-    generator.seed(seed)
     return lambda: generator.setstate(python_state)
+
+
+def is_generator(value: Any) -> bool:
+    """Whether a value is a random generator with a state that can be put back."""
+    kinds = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+    return isinstance(value, kinds) and not isinstance(value, random.SystemRandom)
 
 
 def _restore_torch(generator: torch.Generator, state: Tensor) -> None:
@@ -65,9 +79,8 @@ def _generators_within(owner: Any) -> Iterator[Any]:
         if id(item) in seen:
             continue
         seen.add(id(item))
-        if isinstance(item, (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)):
-            if not isinstance(item, random.SystemRandom):  # has no state to put back
-                yield item
+        if is_generator(item):
+            yield item
         elif isinstance(item, (list, tuple, dict)):
             if len(item) <= _LONGEST_CONTAINER:
                 queue.extend(item.values() if isinstance(item, dict) else item)

@@ -29,6 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction
 
+from gradcam_callback.generators import is_generator, putting_back
+
 # What modules keep their parts and hooks in, and what their users gather things in.
 _CONTAINERS = frozenset({list, dict, set, deque, defaultdict, OrderedDict, Counter})
 # What else most attributes are. To ask of each whether it is a tensor would take longer than all the rest.
@@ -46,7 +48,8 @@ def isolated(model: nn.Module) -> Iterator[None]:
 
     On the way out, also by an exception, each is put back as it was: modes (module by module), `requires_grad` flags,
     buffers and what they hold, parameters, children and hooks, attributes that forward set on a module, the content of
-    lists, dicts, sets and deques among them, and the generators of Python, NumPy and torch. `.grad` is never touched.
+    lists, dicts, sets and deques among them, generators among them, and those of Python, NumPy and torch. `.grad` is
+    never touched.
 
     Not put back: what forward writes in place into the memory of a weight (but for an embedding with `max_norm`),
     into a buffer that is sparse, expanded or of a tensor class of its own, into a container within a container, or
@@ -200,11 +203,12 @@ class _ModuleState:
     tensors: list[Tensor]
     empty: list[Any]
     filled: list[tuple[Any, Any]]
+    generators: list[Callable[[], None]]
 
     @classmethod
     def of(cls, module: nn.Module) -> _ModuleState:
         attributes = vars(module).copy()
-        tensors, empty, filled = [], [], []
+        tensors, empty, filled, generators = [], [], [], []
         for value in attributes.values():
             kind = type(value)
             if kind in _CONTAINERS:
@@ -214,9 +218,11 @@ class _ModuleState:
                     empty.append(value)
             elif kind not in _ATOMS and isinstance(value, Tensor):
                 tensors.append(value)
+            elif kind not in _ATOMS and is_generator(value):
+                generators.append(putting_back(value))
         if isinstance(module, torch.jit.ScriptModule):  # it keeps all but its mode outside Python
-            return cls(module, module.training, {}, tensors, [], [])
-        return cls(module, module.training, attributes, tensors, empty, filled)
+            return cls(module, module.training, {}, tensors, [], [], [])
+        return cls(module, module.training, attributes, tensors, empty, filled, generators)
 
     def prepare(self) -> None:
         module = self.module
@@ -246,6 +252,8 @@ class _ModuleState:
                 container.clear()
         for container, content in self.filled:
             _refill(container, content)
+        for put_back in self.generators:
+            put_back()
 
 
 def _replace_inference_tensors(held: dict[str, Any]) -> None:

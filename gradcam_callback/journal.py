@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -138,7 +139,8 @@ class Journal:
             return
         category = GradientNullWarning if alert.finding.is_null else UserWarning
         location = alert.finding.location
-        if location is None:
-            warnings.warn(str(alert), category, stacklevel=4)
-        else:
-            warnings.warn_explicit(str(alert), category, location.file, location.line)
+        with suppress(category):  # where the user has made errors of warnings, the alert is on record all the same
+            if location is None:
+                warnings.warn(str(alert), category, stacklevel=4)
+            else:
+                warnings.warn_explicit(str(alert), category, location.file, location.line)

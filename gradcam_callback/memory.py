@@ -9,15 +9,15 @@ import torch
 
 T = TypeVar("T")
 
-# The allocator of the CPU has no error of its own, and libraries on a GPU fail in ways of theirs.
-_SIGNS = ("can't allocate memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
+# The allocators of CPUs have no error of their own, and drivers and libraries fail in ways of theirs.
+_SIGNS = ("allocate memory", "out of memory", "not enough memory", "status_alloc_failed")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there was too little memory, of the device or of the host."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
 
 
 class Portions:

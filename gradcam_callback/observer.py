@@ -14,7 +14,7 @@ from gradcam_callback import diagnosis, explain, layers, parts
 from gradcam_callback.host import Passenger
 from gradcam_callback.memory import Portions
 from gradcam_callback.ranks import Ranks
-from gradcam_callback.records import CAMResult, Diagnosis, ForwardFailedError, GradientState, Target
+from gradcam_callback.records import CAMResult, Diagnosis, ForwardFailedError, GradientState, Target, name_share
 from gradcam_callback.targets import OutputSpec
 
 # The state of every probe at a layer, for every target: as long as it stays, the reason stays.
@@ -109,15 +109,19 @@ class Observer:
             PartFailedError: Something else failed in one of several processes.
         """
         results = self._explained(model, images, wanted, self.layers, passenger=passenger)
+        failure: Exception | None
         try:
             diagnoses = self._reasons(model, images, wanted, results)
             for layer, reason in diagnoses.items():
                 results = [_informed(result, layer, reason) for result in results]
                 if self.bridge and reason.bridges:
                     results = self._bridged(model, images, wanted, results, reason)
-        except Exception as failure:  # the maps are right without a reason
-            return Observation(results, {}, failure, self._portions.size)
-        return Observation(results, diagnoses, None, self._portions.size)
+            failure = None
+        except Exception as error:  # the maps are right without a reason
+            diagnoses, failure = {}, error
+        if self._sends:  # after all collective calls, because it may fail in one process alone
+            results = [parts.moved(result, images.device) for result in results]
+        return Observation(results, diagnoses, failure, self._portions.size)
 
     def _explained(
         self,
@@ -150,15 +154,19 @@ class Observer:
                 return None, None
             with self._telling_of_the_model(len(images)):
                 results = parts.join(self._portions.take(len(own), explained))
-            if self.ranks.size > 1:
+            if self._sends:
                 results = [parts.moved(result, "cpu") for result in results]
             return results, self._portions.size
 
         gathered = self.ranks.together(job)
         sizes = [size for _, size in gathered if size is not None]
         self._portions.size = min(sizes, default=None)
-        joined = parts.join([results for results, _ in gathered if results is not None])
-        return [parts.moved(result, images.device) for result in joined] if self.ranks.size > 1 else joined
+        return parts.join([results for results, _ in gathered if results is not None])
+
+    @property
+    def _sends(self) -> bool:
+        """Whether results go from process to process, which they do by way of the host."""
+        return self.ranks.size > 1 and not self.ranks.lockstep
 
     @contextmanager
     def _telling_of_the_model(self, count: int) -> Iterator[None]:
@@ -181,10 +189,22 @@ class Observer:
                 continue
             before, reason = known.get(layer, (None, None))
             if reason is None or before != health:
-                asked = partial(diagnosis.diagnose, model, images, layer, target=wanted[null], output=self.output)
-                reason = self.ranks.agreed(asked)
+                nulls = results[null].health[layer].null_probes
+                reason = self.ranks.agreed(partial(self._reason, model, images, layer, wanted[null], nulls))
             self._known[layer] = health, reason
         return {layer: reason for layer, (_, reason) in self._known.items()}
+
+    def _reason(
+        self, model: nn.Module, images: Tensor, layer: str, target: Target, nulls: tuple[int, ...]
+    ) -> Diagnosis:
+        """Why these probes have no gradient; where memory is short, found out at as many as fit."""
+        size = self._portions.size or len(images)
+        if size >= len(images):
+            return diagnosis.diagnose(model, images, layer, target=target, output=self.output)
+        part = slice(nulls[0], nulls[0] + size)
+        seen = diagnosis.diagnose(model, images[part], layer, target=parts.part_of(target, part), output=self.output)
+        looked_at = f"Memory is short, so this was found out at {name_share(range(len(images))[part], len(images))}."
+        return replace(seen, probes=nulls, message=f"{seen.message} {looked_at}")
 
     def _bridged(
         self,

@@ -22,7 +22,8 @@ def check_options(every_n_epochs: Any, opacity: Any, class_names: Any, output: A
         raise BadInputError(f"`every_n_epochs` is a whole number of at least 1; given: {every_n_epochs!r}.")
     if isinstance(opacity, bool) or not isinstance(opacity, (int, float)) or not 0 <= opacity <= 1:
         raise BadInputError(f"`opacity` is a number from 0 to 1; given: {opacity!r}.")
-    if isinstance(class_names, str):
+    names = [] if class_names is None else class_names
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise BadInputError(f"`class_names` is a list of names, one a class; given: {class_names!r}.")
     if not (output is None or isinstance(output, (int, str)) or callable(output)):
         raise BadInputError(f"`output` is a key, an index, a function, or None to find the logits; given: {output!r}.")

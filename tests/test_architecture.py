@@ -53,6 +53,7 @@ ALLOWED = {
     "doctor": {"callback", "alerts"} | LEAVES,
     "cli": {"callback", "doctor"},
 } | dict.fromkeys(ROOMS, LEAVES)
+ALLOWED["isolation"] = {"generators"} | LEAVES
 # The only ones that may import these packages at their top.
 LIGHTNING = {"callback", "setting", "doctor", "cli"}
 PURE = {"methods"}

@@ -428,6 +428,20 @@ def test_with_a_csv_logger_alone_panels_and_alerts_lie_in_its_folder(run: MakeRu
     assert len(fit.our_warnings()) == 1
 
 
+def test_a_logger_that_fails_leaves_the_others_alone(run: MakeRun, tmp_path: Path) -> None:
+    class Failing(CSVLogger):
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            if "gradcam/seconds" in metrics and step == 2 * STEPS:
+                raise ConnectionError("nobody there")
+            super().log_metrics(metrics, step)
+
+    board = TensorBoardLogger(tmp_path, name="", version="")
+    fit = run(cb(), logger=[Failing(tmp_path / "csv"), board]).fit()
+
+    assert fit.events.steps("gradcam/null_gradients") == [STEPS, 2 * STEPS, 3 * STEPS]
+    assert fit.alerts == [("raised", "logging", "callback_failed", 1), ("cleared", "logging", "callback_failed", 2)]
+
+
 @pytest.mark.parametrize("logger", [True, False], ids=["with a logger", "without"])
 def test_fast_dev_run_writes_nothing(run: MakeRun, tmp_path: Path, logger: bool) -> None:
     fit = run(cb(), detached(), fast_dev_run=True, logger=logger).fit()

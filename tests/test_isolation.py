@@ -602,6 +602,23 @@ def test_tensors_made_in_inference_mode_can_be_used_and_are_put_back(of_inferenc
 # Generators
 
 
+@pytest.mark.parametrize(
+    ("make", "draw"),
+    [
+        (lambda: torch.Generator().manual_seed(1), lambda own: torch.rand(1, generator=own).item()),
+        (lambda: np.random.default_rng(1), lambda own: own.random()),
+        (lambda: np.random.RandomState(1), lambda own: own.rand()),
+        (lambda: random.Random(1), lambda own: own.random()),
+    ],
+    ids=["torch", "numpy", "numpy of old", "python"],
+)
+def test_a_generator_of_the_models_own_is_put_back(make: Any, draw: Any) -> None:
+    model = Doing(lambda module: draw(module.own))
+    model.own = make()
+    run(model)
+    assert draw(model.own) == draw(make())
+
+
 def test_generators_are_put_back_also_after_an_exception() -> None:
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(()))

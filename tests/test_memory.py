@@ -112,6 +112,20 @@ def test_memory_that_really_runs_out(tmp_path: Path) -> None:
     assert causes.count("<GradientState.OK: 'ok'>") == 7
 
 
+def test_a_null_is_diagnosed_in_a_portion_and_bridged_in_portions(run: Callable[..., Run]) -> None:
+    module = Tight(room=2)
+    module.model.on_map = torch.Tensor.detach
+    fit = run(GradCAMCallback(LAYER, probes=5), module).fit(val=16)
+
+    assert {subject: cause for _, subject, cause, _ in fit.alerts} == {"memory": "short_of_memory", LAYER: "detached"}
+    [null] = [alert for alert in fit.callback.alerts if alert.layer == LAYER]
+    assert null.probes == (0, 1, 2, 3, 4)
+    assert null.message.endswith("Memory is short, so this was found out at probes 0, 1 of 5.")
+    assert fit.callback.last_result is not None
+    assert fit.callback.last_result.health[LAYER].bridged == (True,) * 5
+    assert fit.callback.last_result.cams[LAYER].isfinite().all()
+
+
 # Portions alone
 
 
@@ -152,6 +166,9 @@ def test_no_tensor_of_a_failed_try_lives_on() -> None:
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (MemoryError(), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:81] DefaultCPUAllocator: not enough memory: 8 bytes"), True),
+        (RuntimeError("MPS backend out of memory"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("can't allocate memory"), False),
     ],

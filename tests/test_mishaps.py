@@ -178,6 +178,17 @@ def _end(thread: threading.Thread) -> None:
     thread.join(10)
 
 
+def test_where_warnings_are_errors_training_goes_on(tmp_path: Path, without: Training) -> None:
+    [callback] = one()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", module="lightning")
+        with_it = train(CASE, tmp_path, [callback])
+
+    assert differences(without.moments, with_it.moments) == []
+    assert [str(alert.cause) for alert in callback.alerts] == ["detached"]
+
+
 def test_a_failure_of_auto_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: Training) -> None:
     with monkeypatch.context() as patch:
         sabotage(patch, "explain.choose_layer")

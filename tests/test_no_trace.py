@@ -247,6 +247,18 @@ class Counting(Classifier):
         return logits
 
 
+class OwnGenerators(Classifier):
+    """Draws noise from generators that it carries itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_torch, self.of_numpy = torch.Generator().manual_seed(1), np.random.default_rng(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        noise = torch.rand(images.shape, generator=self.of_torch, dtype=images.dtype)
+        return super().forward(images + 0.1 * float(self.of_numpy.random()) * noise)
+
+
 class Manual(Classifier):
     """Two optimizers, each with a schedule, stepped by hand; the second one only every other batch."""
 
@@ -374,6 +386,7 @@ CASES = {
     "plain": Case(ours=two),
     "half frozen": Case(HalfFrozen, ours=two),
     "detached": Case(detached, ours=two, null=True),
+    "generators of its own": Case(OwnGenerators),
     "zero head": Case(lambda: ZeroHead(held=False), ours=two, null=True),
     "one generator for all": Case(data=from_one_generator),
     "generators in the data": Case(data=carrying),
