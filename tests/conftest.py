@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,6 +138,17 @@ def make_run(
     callbacks = [callback, *settings.pop("callbacks", [])]
     trainer = Trainer(callbacks=callbacks, **(options | settings))
     return Run(folder, trainer, callback, Classifier() if module is None else module)
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """What dies in here dies by itself, and not because the collector of cycles came by."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @pytest.fixture

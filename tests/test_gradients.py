@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
 import weakref
 from collections import OrderedDict, namedtuple
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import without_collector
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -546,17 +546,6 @@ def test_no_grad_is_left_on_a_parameter() -> None:
 
 
 # Memory
-
-
-@contextmanager
-def without_collector() -> Iterator[None]:
-    """What dies here dies because nobody refers to it."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 @pytest.mark.parametrize("fail", [False, True])

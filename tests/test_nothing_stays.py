@@ -7,14 +7,13 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Run
+from conftest import Run, without_collector
 from lightning.pytorch import Callback, LightningModule, Trainer
 from models import Classifier, Network, detached
 from recorder import LAYER, cb, modules_state, one
@@ -31,17 +30,6 @@ WRITER = "gradcam-writer"
 
 def writers() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name == WRITER]
-
-
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """What dies in here dies by itself, and not because the collector of cycles came by."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 # Tensors
@@ -120,7 +108,7 @@ def test_no_tensor_of_a_probe_pass_is_alive_after_a_validation(
 
     model = module()
     gathering.of_model(model)
-    with no_collection():
+    with without_collector():
         run(cb(**options), model, max_epochs=epochs, callbacks=[After()]).fit(train=8, val=8)
 
     assert alive == [[]] * epochs
@@ -135,7 +123,7 @@ def test_of_the_results_only_the_last_lives(run: MakeRun) -> None:
             results.append(weakref.ref(callback.last_result))
             alive.append(sum(reference() is not None for reference in results))
 
-    with no_collection():
+    with without_collector():
         run(callback, max_epochs=10, callbacks=[After()]).fit(train=8, val=8)
 
     assert len(results) == 10
