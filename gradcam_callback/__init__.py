@@ -10,13 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradcam_callback.alerts import Alert, GradientNullError, GradientNullWarning
     from gradcam_callback.callback import GradCAMCallback
     from gradcam_callback.causes import Cause
-    from gradcam_callback.diagnosis import diagnose
-    from gradcam_callback.explain import compute_cam
-    from gradcam_callback.probes import ImageProbes, ProbeSource, TensorProbes, ValidationProbes
-    from gradcam_callback.records import (
+    from gradcam_callback.diagnosis.diagnoser import diagnose
+    from gradcam_callback.engine.explain import compute_cam
+    from gradcam_callback.errors import GradientNullError, GradientNullWarning
+    from gradcam_callback.probes.sources import ImageProbes, ProbeSource, TensorProbes, ValidationProbes
+    from gradcam_callback.reporting.alerts import Alert
+    from gradcam_callback.results import (
         CAMResult,
         Cut,
         Diagnosis,
@@ -30,25 +31,25 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Alert": "alerts",
-    "CAMResult": "records",
+    "Alert": "reporting.alerts",
+    "CAMResult": "results",
     "Cause": "causes",
-    "Cut": "records",
-    "Diagnosis": "records",
+    "Cut": "results",
+    "Diagnosis": "results",
     "GradCAMCallback": "callback",
-    "GradientNullError": "alerts",
-    "GradientNullWarning": "alerts",
-    "GradientState": "records",
-    "ImageProbes": "probes",
-    "LayerHealth": "records",
-    "PathStep": "records",
-    "ProbeSet": "records",
-    "ProbeSource": "probes",
-    "TensorProbes": "probes",
-    "SourceLocation": "records",
-    "ValidationProbes": "probes",
-    "compute_cam": "explain",
-    "diagnose": "diagnosis",
+    "GradientNullError": "errors",
+    "GradientNullWarning": "errors",
+    "GradientState": "results",
+    "ImageProbes": "probes.sources",
+    "LayerHealth": "results",
+    "PathStep": "results",
+    "ProbeSet": "results",
+    "ProbeSource": "probes.sources",
+    "TensorProbes": "probes.sources",
+    "SourceLocation": "results",
+    "ValidationProbes": "probes.sources",
+    "compute_cam": "engine.explain",
+    "diagnose": "diagnosis.diagnoser",
 }
 
 __all__ = [

@@ -26,24 +26,21 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]
 
-from gradcam_callback import alerts, diagnosis, events, layers, methods, options, panels, picture, setting
-from gradcam_callback.alerts import Alert, Finding, GradientNullError
-from gradcam_callback.causes import Trouble
-from gradcam_callback.journal import Journal
-from gradcam_callback.observer import Observation, Observer
+from gradcam_callback import options
+from gradcam_callback import trainer_context as setting
+from gradcam_callback.causes import CallbackIssue
+from gradcam_callback.diagnosis import diagnoser as diagnosis
+from gradcam_callback.engine import layers, methods
+from gradcam_callback.errors import BadInputError, ForwardFailedError, GradientNullError
+from gradcam_callback.execution.probe_pass import ProbePass, ProbePassResult
 from gradcam_callback.options import OnNull, Scale, TargetSpec
-from gradcam_callback.probes import ProbeSource, as_source
-from gradcam_callback.records import (
-    BadInputError,
-    CAMResult,
-    Diagnosis,
-    ForwardFailedError,
-    Panel,
-    ProbeSet,
-    Target,
-    name_call,
-    split_call,
-)
+from gradcam_callback.probes.sources import ProbeSource, as_source
+from gradcam_callback.reporting import alerts, panels
+from gradcam_callback.reporting import rendering as picture
+from gradcam_callback.reporting import sinks as events
+from gradcam_callback.reporting.alert_reporter import AlertReporter
+from gradcam_callback.reporting.alerts import Alert, Finding
+from gradcam_callback.results import CAMResult, Diagnosis, Panel, ProbeSet, Target, name_call, split_call
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
 
@@ -148,8 +145,8 @@ class GradCAMCallback(Callback):
 
         self.last_result: CAMResult | None = None
         self.probes: ProbeSet | None = None
-        self._journal = Journal(on_null)
-        self._observer = Observer(self.target_layers, method, output, bridge)
+        self._journal = AlertReporter(on_null)
+        self._observer = ProbePass(self.target_layers, method, output, bridge)
         self._model: weakref.ref[LightningModule] | None = None
         self._loaded: dict[str, Any] = {}
         self._resumed: dict[str, Any] = {}
@@ -299,7 +296,7 @@ class GradCAMCallback(Callback):
 
     def _forget(self) -> None:
         """Forget what belongs to one training of one model. The alerts stay on record."""
-        self._observer = Observer(self.target_layers, self.method, self.output, self.bridge)
+        self._observer = ProbePass(self.target_layers, self.method, self.output, self.bridge)
         self._journal.book.forget()
         self._last_epoch = self.probes = None
         self._told_of_calls.clear()
@@ -364,9 +361,9 @@ class GradCAMCallback(Callback):
     def _captured_for_all(self, trainer: Trainer, loaders: Sequence[Any]) -> ProbeSet:
         """The probes of the first process, in each on its own device."""
         ranks, moved = self._observer.ranks, list[torch.Tensor]()
-        probes = ranks.once(lambda: self._captured(trainer, loaders))
+        probes = ranks.from_rank_zero(lambda: self._captured(trainer, loaders))
         # Together, because there may be no room for them in one process alone.
-        ranks.together(lambda: moved.append(probes.images.to(trainer.strategy.root_device)))
+        ranks.gather(lambda: moved.append(probes.images.to(trainer.strategy.root_device)))
         return replace(probes, images=moved[0])
 
     def _captured(self, trainer: Trainer, loaders: Sequence[Any]) -> ProbeSet:
@@ -381,10 +378,10 @@ class GradCAMCallback(Callback):
         if self._resumed.get("fingerprint", probes.fingerprint) != probes.fingerprint:
             message = "The probes have the same indices as in the run that is resumed, and other pixels or labels."
             advice = "Maps before and after the resume show different images; look for a changed data set or transform."
-            return [Finding("probes", Trouble.PROBES_CHANGED, (), (), message, advice)]
+            return [Finding("probes", CallbackIssue.PROBES_CHANGED, (), (), message, advice)]
         if probes.notices:
             advice = "The run goes on with what there is."
-            return [Finding("probes", Trouble.FEWER_PROBES, (), (), " ".join(probes.notices), advice)]
+            return [Finding("probes", CallbackIssue.FEWER_PROBES, (), (), " ".join(probes.notices), advice)]
         return []
 
     def _rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -395,7 +392,7 @@ class GradCAMCallback(Callback):
         """
         assert self.probes is not None
         try:
-            painting = panels.Painting(self.probes, self._look_of(self.probes))
+            painting = panels.PanelRenderer(self.probes, self._look_of(self.probes))
             observation = self._observe(trainer, pl_module, painting)
             self._note_health(trainer, observation)
             self._draw(trainer, painting, observation.results)
@@ -418,7 +415,7 @@ class GradCAMCallback(Callback):
         started = time.perf_counter()
         scalars = self._counts(trainer, len(self.probes) * len(self._observer.layers) * len(self.target), 0)
         try:
-            painting = panels.Painting(self.probes, self._look_of(self.probes))
+            painting = panels.PanelRenderer(self.probes, self._look_of(self.probes))
             observation = self._observe(trainer, pl_module, painting)
             self.last_result = observation.results[0]
             scalars = self._scalars(trainer, observation.results)
@@ -434,7 +431,7 @@ class GradCAMCallback(Callback):
         self._log(trainer, pl_module, scalars)
         self._say(trainer)
 
-    def _observe(self, trainer: Trainer, pl_module: LightningModule, painting: panels.Painting) -> Observation:
+    def _observe(self, trainer: Trainer, pl_module: LightningModule, painting: panels.PanelRenderer) -> ProbePassResult:
         probes = painting.probes
         with trainer.precision_plugin.forward_context():
             chosen = self._observer.choose(pl_module, probes.images)
@@ -455,7 +452,7 @@ class GradCAMCallback(Callback):
                     f"{explained}. Choose another by its number: {layer + '#0'!r} is the first."
                 )
 
-    def _draw(self, trainer: Trainer, painting: panels.Painting, results: Sequence[CAMResult]) -> dict[str, Panel]:
+    def _draw(self, trainer: Trainer, painting: panels.PanelRenderer, results: Sequence[CAMResult]) -> dict[str, Panel]:
         heading = f"{self.method} · epoch {trainer.current_epoch} · step {trainer.global_step}"
         return panels.draw(painting, results, self._titles(), heading)
 
@@ -518,7 +515,7 @@ class GradCAMCallback(Callback):
             except Exception:  # the book of alerts itself is what fails
                 _warn_of(what, error)
 
-    def _note_health(self, trainer: Trainer, observation: Observation) -> None:
+    def _note_health(self, trainer: Trainer, observation: ProbePassResult) -> None:
         findings = alerts.find_nulls(observation.results, self._titles(), observation.diagnoses)
         if observation.failure is not None:
             findings.append(alerts.failed("diagnosis", "The cause could not be found", observation.failure))

@@ -29,7 +29,7 @@ class Cause(str, Enum):
         return self.value
 
 
-class Trouble(str, Enum):
+class CallbackIssue(str, Enum):
     """What else can go wrong around a probe pass. It concerns the callback and not the gradient; it never raises."""
 
     FEWER_PROBES = "fewer_probes"

@@ -16,10 +16,11 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from gradcam_callback.alerts import DOCS
 from gradcam_callback.callback import GradCAMCallback
 from gradcam_callback.causes import Cause
-from gradcam_callback.records import BadInputError, Diagnosis, PathStep
+from gradcam_callback.errors import BadInputError
+from gradcam_callback.reporting.alerts import DOCS
+from gradcam_callback.results import Diagnosis, PathStep
 
 HEALTHY, NULL, COULD_NOT_RUN = 0, 1, 2
 

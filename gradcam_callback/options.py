@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from gradcam_callback.records import BadInputError
+from gradcam_callback.errors import BadInputError
 
 TargetSpec = int | str
 OnNull = Literal["warn", "raise", "ignore"]

@@ -16,9 +16,9 @@ from models import STEPS, UNPICKLE, Classifier, Faulty, Network, Spots, ZeroHead
 from torch import Tensor
 
 from gradcam_callback import Cause, GradCAMCallback, GradientNullError, GradientNullWarning, TensorProbes
-from gradcam_callback.alerts import Alert, AlertBook, Finding, Status, find_nulls
-from gradcam_callback.causes import Trouble, meaning, remedy
-from gradcam_callback.records import CAMResult, Diagnosis, GradientState, LayerHealth, SourceLocation
+from gradcam_callback.causes import CallbackIssue, meaning, remedy
+from gradcam_callback.reporting.alerts import Alert, AlertTracker, Finding, Status, find_nulls
+from gradcam_callback.results import CAMResult, Diagnosis, GradientState, LayerHealth, SourceLocation
 
 MakeRun = Callable[..., Run]
 
@@ -47,13 +47,13 @@ def result(states: dict[str, tuple[GradientState, ...]], cause: Cause | None = N
 # The book
 
 
-def update(book: AlertBook, *findings: Finding, epoch: int = 0) -> list[tuple[str, str, tuple[int, ...]]]:
+def update(book: AlertTracker, *findings: Finding, epoch: int = 0) -> list[tuple[str, str, tuple[int, ...]]]:
     new = book.update([LAYER, "other"], findings, step=10 * epoch, epoch=epoch)
     return [(str(alert.status), alert.finding.subject, alert.probes) for alert in new]
 
 
 def test_raised_once_then_changed_then_cleared() -> None:
-    book = AlertBook()
+    book = AlertTracker()
 
     assert update(book) == []
     assert update(book, finding()) == [("raised", LAYER, (0,))]
@@ -67,15 +67,15 @@ def test_raised_once_then_changed_then_cleared() -> None:
 
 
 def test_what_was_not_looked_at_is_not_cleared() -> None:
-    book = AlertBook()
-    book.update(["probes"], [finding("probes", Trouble.FEWER_PROBES)], step=0, epoch=0)
+    book = AlertTracker()
+    book.update(["probes"], [finding("probes", CallbackIssue.FEWER_PROBES)], step=0, epoch=0)
 
     assert book.update([LAYER], [], step=1, epoch=0) == []
     assert [alert.status for alert in book.update(["probes"], [], step=2, epoch=0)] == [Status.CLEARED]
 
 
 def test_subjects_live_their_own_lives() -> None:
-    book = AlertBook()
+    book = AlertTracker()
 
     assert update(book, finding(), finding("other")) == [("raised", LAYER, (0,)), ("raised", "other", (0,))]
     assert update(book, finding("other")) == [("cleared", LAYER, (0,))]
@@ -185,13 +185,13 @@ def test_an_alert_as_a_record_is_json() -> None:
 
 def test_an_alert_comes_back_from_its_record() -> None:
     place = SourceLocation("model.py", 12, "forward", "maps = maps.detach()", "model")
-    for found in (finding(location=place), finding("writing", Trouble.WRITING_FAILED, ()), finding(cause=None)):
+    for found in (finding(location=place), finding("writing", CallbackIssue.WRITING_FAILED, ()), finding(cause=None)):
         alert = Alert(Status.CHANGED, found, step=12, epoch=3)
         assert Alert.from_record(json.loads(json.dumps(alert.as_record()))) == alert
 
 
 def test_a_book_goes_on_from_its_state() -> None:
-    book, again = AlertBook(), AlertBook()
+    book, again = AlertTracker(), AlertTracker()
     update(book, finding(), finding("other"))
     update(book, finding("other"), epoch=1)
     again.load(json.loads(json.dumps(book.state())))
@@ -230,7 +230,7 @@ def test_the_line_to_blame_is_shown_among_its_neighbours() -> None:
         (LAYER, None, LAYER),
         (LAYER, Cause.NON_FINITE, LAYER),
         ("forward", Cause.FORWARD_FAILED, None),
-        ("writing", Trouble.WRITING_FAILED, None),
+        ("writing", CallbackIssue.WRITING_FAILED, None),
     ],
 )
 def test_only_an_alert_about_a_layer_has_one(subject: str, cause: Any, layer: str | None) -> None:
@@ -492,7 +492,7 @@ def test_a_forward_that_cannot_take_images_is_told_what_to_do(run: MakeRun) -> N
 
 @pytest.mark.parametrize("name", ["displayable", "overlays"])
 def test_a_fault_of_ours_does_not_end_the_training(run: MakeRun, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    from gradcam_callback import picture
+    from gradcam_callback.reporting import rendering as picture
 
     def fail(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("our own fault")
@@ -509,7 +509,7 @@ def test_a_fault_of_ours_does_not_end_the_training(run: MakeRun, monkeypatch: py
 
 def test_a_fault_of_ours_is_no_null_gradient(run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """The maps were computed; only the picture failed."""
-    from gradcam_callback import picture
+    from gradcam_callback.reporting import rendering as picture
 
     def fail(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("our own fault")

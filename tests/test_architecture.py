@@ -1,4 +1,4 @@
-"""The house: imports run one way, no room imports another, and importing the package is cheap."""
+"""Imports run one way through the package, few parts know Lightning or TensorBoard, and importing it is cheap."""
 
 import ast
 import subprocess
@@ -11,60 +11,27 @@ import gradcam_callback
 
 PACKAGE = Path(gradcam_callback.__file__).parent
 
-# Who may import whom. A name that is missing here may import the leaves alone.
-LEAVES = {"causes", "host", "memory", "options", "records"}
-ROOMS = {
-    "parts",
-    "ranks",
-    "isolation",
-    "layers",
-    "targets",
-    "gradients",
-    "methods",
-    "health",
-    "picture",
-    "alerts",
-    "events",
-}
-ENGINE = {"isolation", "layers", "targets", "gradients", "methods", "health"}
-ALLOWED = {
-    "causes": set(),
-    "host": set(),
-    "memory": set(),
-    "options": {"records"},
-    "records": {"causes"},
-    "loaders": LEAVES,
-    "generators": LEAVES,
-    "datasets": {"loaders"} | LEAVES,
-    "probes": {"datasets", "generators", "loaders"} | LEAVES,
-    "traces": LEAVES,
-    "tracing": {"traces"} | LEAVES,
-    "wording": LEAVES,
-    "evidence": {"traces"} | LEAVES,
-    "explain": ENGINE | {"tracing"} | LEAVES,
-    "diagnosis": ENGINE | {"explain", "traces", "tracing", "evidence", "wording"} | LEAVES,
-    "panels": {"picture"} | LEAVES,
-    "observer": {"explain", "diagnosis", "layers", "parts", "ranks", "targets"} | LEAVES,
-    "journal": {"alerts", "events", "picture"} | LEAVES,
-    "setting": {"events", "ranks"} | LEAVES,
-    "callback": {"diagnosis", "observer", "panels", "journal", "layers", "methods", "picture", "probes", "setting"}
-    | {"alerts", "events"}
-    | LEAVES,
-    "doctor": {"callback", "alerts"} | LEAVES,
-    "cli": {"callback", "doctor"},
-} | dict.fromkeys(ROOMS, LEAVES)
-ALLOWED["isolation"] = {"generators"} | LEAVES
-# The only ones that may import these packages at their top.
-LIGHTNING = {"callback", "setting", "doctor", "cli"}
-PURE = {"methods"}
-
-
-def modules() -> dict[str, Path]:
-    return {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+# From the lowest layer of imports to the highest. What stands in one line does not import each other.
+LAYERS = [
+    {"causes"},
+    {"results"},
+    {"errors"},
+    {"options"},
+    {"engine"},
+    {"diagnosis", "probes"},
+    {"execution", "reporting"},
+    {"trainer_context"},
+    {"session"},
+    {"callback"},
+    {"doctor"},
+    {"cli"},
+]
+KNOW_LIGHTNING = {"trainer_context", "session", "callback", "doctor", "cli"}
+MODULES = {path.relative_to(PACKAGE): path for path in PACKAGE.rglob("*.py") if "demo" not in path.parts}
 
 
 def imported(path: Path) -> set[str]:
-    """Dotted names that a module imports, wherever in the file."""
+    """Dotted names that a module imports, wherever in the file; a public name by the module that it comes from."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -72,40 +39,30 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name} imports relatively"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    public = {f"gradcam_callback.{name}": f"gradcam_callback.{home}" for name, home in gradcam_callback._HOMES.items()}
+    return {public.get(name, name) for name in names}
 
 
-def own(names: set[str]) -> set[str]:
-    """The modules of ours among them; a public name stands for the module that it comes from."""
-    ours = {name.split(".")[1] for name in names if name.startswith("gradcam_callback.")}
-    return {gradcam_callback._HOMES.get(name, name) for name in ours}
+def part(name: str) -> str:
+    return name.split(".")[1]
 
 
-@pytest.mark.parametrize("name", sorted(modules()))
-def test_imports_run_one_way(name: str) -> None:
-    assert own(imported(modules()[name])) <= ALLOWED[name]
-
-
-def test_every_module_has_its_place() -> None:
-    assert set(modules()) == set(ALLOWED)
-
-
-@pytest.mark.parametrize("name", sorted(modules()))
-def test_only_the_front_door_knows_lightning(name: str) -> None:
-    if name not in LIGHTNING:
-        assert not {top for top in (n.split(".")[0] for n in imported(modules()[name])) if "lightning" in top}
-
-
-@pytest.mark.parametrize("name", sorted(modules()))
-def test_only_the_back_door_knows_tensorboard(name: str) -> None:
-    if name != "events":
-        assert not {n for n in imported(modules()[name]) if n.split(".")[0] == "tensorboard"}
+@pytest.mark.parametrize("module", [module for module in MODULES if module.name != "__init__.py"], ids=str)
+def test_imports_run_one_way(module: Path) -> None:
+    own = module.parts[0].removesuffix(".py")
+    level = next(number for number, parts in enumerate(LAYERS) if own in parts)
+    allowed = set().union(*LAYERS[:level], {own})
+    names = imported(MODULES[module])
+    assert {part(name) for name in names if name.startswith("gradcam_callback.")} <= allowed
+    assert own in KNOW_LIGHTNING or not any("lightning" in name.split(".")[0] for name in names)
+    assert "sinks" in str(module) or not any(name.split(".")[0] == "tensorboard" for name in names)
 
 
 def test_demo_uses_what_everybody_can_use() -> None:
+    homes = {f"gradcam_callback.{home}" for home in gradcam_callback._HOMES.values()}
     for path in (PACKAGE / "demo").glob("*.py"):
-        names = {n for n in imported(path) if n.startswith("gradcam_callback.") and ".demo" not in n}
-        assert {n.removeprefix("gradcam_callback.") for n in names} <= set(gradcam_callback.__all__), path.name
+        names = {name for name in imported(path) if name.startswith("gradcam_callback.") and ".demo" not in name}
+        assert names <= homes, path.name
 
 
 def test_importing_the_package_is_cheap() -> None:

@@ -558,7 +558,7 @@ def test_class_names_reach_the_panel(run: MakeRun, monkeypatch: pytest.MonkeyPat
 
 def watch_panels(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The panels that are composed from here on."""
-    from gradcam_callback import picture
+    from gradcam_callback.reporting import rendering as picture
 
     drawn: list[Any] = []
     compose = picture.compose

@@ -15,9 +15,13 @@ from test_panels import LOOK, probe_set
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gradcam_callback import Cause, GradCAMCallback, GradientState, compute_cam, diagnose, explain, panels
-from gradcam_callback.layers import check_names, find_layers
-from gradcam_callback.records import BadInputError, CAMResult, name_call, split_call
+from gradcam_callback import Cause, GradCAMCallback, GradientState, compute_cam, diagnose
+from gradcam_callback.diagnosis.tracer import bridging
+from gradcam_callback.engine import explain
+from gradcam_callback.engine.layers import check_names, find_layers
+from gradcam_callback.errors import BadInputError
+from gradcam_callback.reporting import panels
+from gradcam_callback.results import CAMResult, name_call, split_call
 
 MakeRun = Callable[..., Run]
 Guard = Callable[[], Any]
@@ -409,7 +413,7 @@ def test_a_diagnosis_follows_the_call_that_was_chosen(images: Tensor) -> None:
 def test_a_cut_behind_the_chosen_call_is_crossed(images: Tensor, name: str, second: Any) -> None:
     model = Mixed(detached, second)
     reason = diagnose(model, images, name)
-    [result] = explain.explain(model, images, name, wanted=[1], bridged=reason.bridges)
+    [result] = explain.explain(model, images, name, wanted=[1], bridge=bridging(reason.bridges))
     check(result, name, Mixed(same, second), images, 0)
 
 
@@ -448,7 +452,7 @@ def test_a_block_behind_the_chosen_call_is_named_and_crossed(images: Tensor) -> 
     model = again(Chain(same, same), torch.no_grad)
     reason = diagnose(model, images, "head#0")
     assert reason.cause is Cause.NO_GRAD
-    [result] = explain.explain(model, images, "head#0", wanted=[1], bridged=reason.bridges)
+    [result] = explain.explain(model, images, "head#0", wanted=[1], bridge=bridging(reason.bridges))
     check(result, "head#0", again(Chain(same, same), torch.enable_grad), images, 0)
 
 
@@ -487,7 +491,7 @@ def test_a_call_that_did_not_happen_is_an_alert(run: MakeRun) -> None:
 def test_the_panel_says_which_call_of_how_many(images: Tensor) -> None:
     names = ["head", "head#0", "head#-2", "head#4", "stem", "stem#0"]
     result = compute_cam(Shared(), images[:2], names)
-    drawn = panels.draw(panels.Painting(probe_set(), LOOK), [result], ["predicted"], "gradcam")
+    drawn = panels.draw(panels.PanelRenderer(probe_set(), LOOK), [result], ["predicted"], "gradcam")
     assert {name: panel.title.splitlines()[0] for name, panel in drawn.items()} == {
         "head": "head#2 of calls #0 to #2",
         "head#0": "head#0 of calls #0 to #2",

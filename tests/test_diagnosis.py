@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from gradcam_callback import compute_cam
 from gradcam_callback.causes import Cause
-from gradcam_callback.diagnosis import diagnose
-from gradcam_callback.explain import explain
-from gradcam_callback.records import BadInputError, Diagnosis
+from gradcam_callback.diagnosis.diagnoser import diagnose
+from gradcam_callback.diagnosis.tracer import bridging
+from gradcam_callback.engine.explain import explain
+from gradcam_callback.errors import BadInputError
+from gradcam_callback.results import Diagnosis
 
 MODES: dict[str, Callable[[], Any]] = {
     "plain": torch.enable_grad,
@@ -92,7 +94,13 @@ def test_bridged_map_is_that_of_the_whole_network(kind: type[Shelved], mode: str
     images, model = kind.images(), build(kind)
     with MODES[mode]():
         found = diagnose(model, images, kind.layer)
-        [crossed] = explain(model, images, [kind.layer], wanted=["predicted"], bridged=found.bridges)
+        [crossed] = explain(
+            model,
+            images,
+            [kind.layer],
+            wanted=["predicted"],
+            bridge=bridging(found.bridges),
+        )
     whole = compute_cam(build(kind, mended=True), images, kind.layer)
     for layer, expected in whole.cams.items():
         assert float(expected.max()) > 0
@@ -104,7 +112,13 @@ def test_bridged_map_is_that_of_the_whole_network(kind: type[Shelved], mode: str
 def test_bridge_computes_the_same_scores(kind: type[Shelved]) -> None:
     """Crossing changes what is told of the network, never what it computes."""
     images, bridges = kind.images(), diagnosed(kind).bridges
-    [crossed] = explain(build(kind), images, [kind.layer], wanted=["predicted"], bridged=bridges)
+    [crossed] = explain(
+        build(kind),
+        images,
+        [kind.layer],
+        wanted=["predicted"],
+        bridge=bridging(bridges),
+    )
     with torch.no_grad():
         logits = build(kind)(images)
     torch.testing.assert_close(crossed.scores, logits.amax(1).float())

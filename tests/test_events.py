@@ -20,8 +20,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard.writer import FileWriter, SummaryWriter
 
-from gradcam_callback import GradCAMCallback, events, picture
-from gradcam_callback.events import BackgroundWriter, FolderSink, TensorBoardSink, append_records
+from gradcam_callback import GradCAMCallback
+from gradcam_callback.reporting import rendering as picture
+from gradcam_callback.reporting import sinks as events
+from gradcam_callback.reporting.sinks import BackgroundWriter, FolderSink, TensorBoardSink, append_records
 
 MakeRun = Callable[..., Run]
 

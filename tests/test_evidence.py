@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gradcam_callback.causes import Cause
-from gradcam_callback.evidence import (
+from gradcam_callback.diagnosis.search import (
     END,
     Evidence,
     Flow,
@@ -24,7 +24,7 @@ from gradcam_callback.evidence import (
     spoilt_in_backward,
     stopped_by,
 )
-from gradcam_callback.traces import Frame, Step, Trace, Use
+from gradcam_callback.diagnosis.trace import Frame, Step, Trace, Use
 
 ALIVE, DEAD = True, False
 

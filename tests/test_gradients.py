@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gradcam_callback import compute_cam
-from gradcam_callback.gradients import LayerGradient, Recording, differentiate, recorded
-from gradcam_callback.isolation import isolated
-from gradcam_callback.layers import find_activation
-from gradcam_callback.tracing import softened_inference
+from gradcam_callback.diagnosis.tracer import inference_as_no_grad
+from gradcam_callback.engine.gradients import LayerGradient, Recording, differentiate, recorded
+from gradcam_callback.engine.isolation import isolated
+from gradcam_callback.engine.layers import find_activation
 
 
 class Apply(nn.Module):
@@ -317,7 +317,7 @@ def test_a_softened_inference_mode_block_is_gone_through(maps: Tensor, behind: C
     """In a real one autograd would not see what happens: not even that a tensor of its own was changed in place."""
 
     def use(layer: Apply) -> Tensor:
-        with softened_inference(), torch.inference_mode():
+        with inference_as_no_grad(), torch.inference_mode():
             found = behind(layer(maps))
         return total(found * 5)
 
@@ -332,7 +332,7 @@ def test_a_layer_that_ends_an_inference_mode_block_may_be_changed_in_place_behin
     """There the change is seen; whatever guards the inside of the block must not turn it into an error."""
 
     def use(layer: Apply) -> Tensor:
-        with softened_inference(), torch.inference_mode():
+        with inference_as_no_grad(), torch.inference_mode():
             found = layer(maps)
         return total(found.relu_() * 5)
 
@@ -370,7 +370,7 @@ def test_layers_around_an_operation_in_place_in_a_softened_block_are_right(maps:
 
     def before_and_after(change: bool) -> tuple[LayerGradient, LayerGradient]:
         with recording(inner=inner, outer=outer) as recordings:
-            with softened_inference(), torch.inference_mode():
+            with inference_as_no_grad(), torch.inference_mode():
                 behind = outer(maps)
                 if change:
                     behind.mul_(3)

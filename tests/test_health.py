@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from gradcam_callback.causes import Cause
-from gradcam_callback.health import Examination, judge, missing
-from gradcam_callback.health import examine as examine_with_scores
-from gradcam_callback.methods import METHODS, gradcam
-from gradcam_callback.records import LayerHealth
+from gradcam_callback.engine.health import Examination, judge, missing
+from gradcam_callback.engine.health import examine as examine_with_scores
+from gradcam_callback.engine.methods import METHODS, gradcam
+from gradcam_callback.results import LayerHealth
 
 NAN, INF = math.nan, math.inf
 ONES = torch.ones(1, 2, 2, 2)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradcam_callback.host import brought_over
+from gradcam_callback.engine.transfer import brought_over
 
 
 def test_types_shapes_and_values_stay() -> None:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gradcam_callback.isolation import isolated
+from gradcam_callback.engine.isolation import isolated
 
 Guard = Callable[[], contextlib.AbstractContextManager[Any]]
 

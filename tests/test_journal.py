@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from gradcam_callback import Cause, GradientNullError, GradientNullWarning, SourceLocation
-from gradcam_callback.alerts import Finding
-from gradcam_callback.causes import Trouble
-from gradcam_callback.events import Pixels
-from gradcam_callback.journal import Journal
+from gradcam_callback.causes import CallbackIssue
+from gradcam_callback.reporting.alert_reporter import AlertReporter
+from gradcam_callback.reporting.alerts import Finding
+from gradcam_callback.reporting.sinks import Pixels
 
 
 class Memory:
@@ -40,10 +40,10 @@ def null(layer: str = "stage", location: SourceLocation | None = None) -> Findin
 
 
 def trouble(subject: str = "probes") -> Finding:
-    return Finding(subject, Trouble.FEWER_PROBES, (), (), "Only two.", "Nothing.")
+    return Finding(subject, CallbackIssue.FEWER_PROBES, (), (), "Only two.", "Nothing.")
 
 
-def say(journal: Journal, *findings: Finding, step: int = 3) -> list[warnings.WarningMessage]:
+def say(journal: AlertReporter, *findings: Finding, step: int = 3) -> list[warnings.WarningMessage]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         journal.note([finding.subject for finding in findings], findings, step=step, epoch=0)
@@ -52,7 +52,7 @@ def say(journal: Journal, *findings: Finding, step: int = 3) -> list[warnings.Wa
 
 
 def test_all_of_a_moment_is_one_text_and_a_line_each(tmp_path: Path) -> None:
-    sink, journal = Memory(), Journal("warn")
+    sink, journal = Memory(), AlertReporter("warn")
     journal.open(sink, tmp_path)
     caught = say(journal, null("a"), null("b"), trouble())
     journal.close(step=3, epoch=0)
@@ -70,7 +70,7 @@ def test_all_of_a_moment_is_one_text_and_a_line_each(tmp_path: Path) -> None:
 
 
 def test_what_was_said_is_not_said_again(tmp_path: Path) -> None:
-    sink, journal = Memory(), Journal("warn")
+    sink, journal = Memory(), AlertReporter("warn")
     journal.open(sink, tmp_path)
     say(journal, null())
     assert say(journal, null(), step=6) == []
@@ -79,14 +79,14 @@ def test_what_was_said_is_not_said_again(tmp_path: Path) -> None:
 
 
 def test_a_warning_points_at_the_line_to_blame() -> None:
-    journal = Journal("warn")
+    journal = AlertReporter("warn")
     journal.open(None, None)
     [warning] = say(journal, null(location=SourceLocation(__file__, 12, "forward", "code", "")))
     assert (warning.filename, warning.lineno) == (__file__, 12)
 
 
 def test_raise_raises_as_long_as_there_is_a_null_and_only_then(tmp_path: Path) -> None:
-    sink, journal = Memory(), Journal("raise")
+    sink, journal = Memory(), AlertReporter("raise")
     journal.open(sink, tmp_path)
     for _ in range(2):
         with pytest.raises(GradientNullError, match=r"No gradient at stage\. Mend it\."):
@@ -99,7 +99,7 @@ def test_raise_raises_as_long_as_there_is_a_null_and_only_then(tmp_path: Path) -
 
 @pytest.mark.parametrize("how", ["ignore", "silent"])
 def test_what_is_not_warned_of_is_on_record(tmp_path: Path, how: str) -> None:
-    sink, journal = Memory(), Journal("ignore" if how == "ignore" else "warn")
+    sink, journal = Memory(), AlertReporter("ignore" if how == "ignore" else "warn")
     journal.open(sink, tmp_path, silent=how == "silent")
     assert say(journal, null()) == []
     journal.close(step=3, epoch=0)
@@ -107,7 +107,7 @@ def test_what_is_not_warned_of_is_on_record(tmp_path: Path, how: str) -> None:
 
 
 def test_what_was_noted_is_written_at_the_close() -> None:
-    sink, journal = Memory(), Journal("raise")
+    sink, journal = Memory(), AlertReporter("raise")
     journal.open(sink, None)
     journal.note(["stage"], [null()], step=1, epoch=0)
     journal.close(step=1, epoch=0)
@@ -115,12 +115,12 @@ def test_what_was_noted_is_written_at_the_close() -> None:
 
 
 def test_a_sink_that_fails_is_an_alert_until_it_works_again() -> None:
-    sink, journal = Memory(broken=True), Journal("ignore")
+    sink, journal = Memory(broken=True), AlertReporter("ignore")
     journal.open(sink, None)
     say(journal, null("a"))
     with pytest.warns(UserWarning, match="disk full"):
         journal.close(step=4, epoch=0)
-    assert journal.book.alerts[-1].cause is Trouble.WRITING_FAILED
+    assert journal.book.alerts[-1].cause is CallbackIssue.WRITING_FAILED
 
     sink.broken = False
     journal.open(sink, None)
@@ -132,14 +132,14 @@ def test_a_sink_that_fails_is_an_alert_until_it_works_again() -> None:
 
 def test_a_directory_that_cannot_be_written_to_is_warned_of(tmp_path: Path) -> None:
     (tmp_path / "gradcam").write_text("a file where a folder should be")
-    journal = Journal("ignore")
+    journal = AlertReporter("ignore")
     journal.open(None, tmp_path)
     [warning] = say(journal, null())
     assert "could not be written" in str(warning.message)
 
 
 def test_a_journal_can_be_copied_while_it_is_open() -> None:
-    journal = Journal("ignore")
+    journal = AlertReporter("ignore")
     journal.open(Memory(), None)
     say(journal, null())
     assert copy.deepcopy(journal).book.alerts == journal.book.alerts

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradcam_callback.layers import check_names, describe_output, find_activation, find_layers, spatial_layers
+from gradcam_callback.engine.layers import check_names, describe_output, find_activation, find_layers, spatial_layers
 
 
 class Block(nn.Module):

@@ -17,7 +17,7 @@ from models import Classifier
 from torch import Tensor
 
 from gradcam_callback import GradCAMCallback, compute_cam
-from gradcam_callback.memory import Portions, is_out_of_memory
+from gradcam_callback.engine.memory import Portions, is_out_of_memory
 
 LAYER = "model.stage"
 
@@ -87,7 +87,7 @@ def test_memory_that_really_runs_out(tmp_path: Path) -> None:
         from lightning.pytorch import Trainer
         from lightning.pytorch.loggers import TensorBoardLogger
         from models import Classifier, loader
-        from gradcam_callback import GradCAMCallback
+        from gradcam_callback import (GradCAMCallback)
 
         class Hungry(Classifier):
             def forward(self, images):

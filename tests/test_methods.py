@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradcam_callback.methods import (
+from gradcam_callback.engine.methods import (
     METHODS,
     find_method,
     gradcam,

@@ -17,7 +17,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from models import UNPICKLE, Classifier, detached
 from recorder import LAYER, MIDDLE, Case, Data, Training, cb, differences, one, train
 
-from gradcam_callback import GradCAMCallback, events
+from gradcam_callback import GradCAMCallback
+from gradcam_callback.reporting import sinks as events
 
 # The model's gradient is lost, so that reasons are looked for, maps are drawn across the cut, and there are alerts.
 CASE = Case(detached, settings=MIDDLE)
@@ -73,8 +74,8 @@ class Saboteur(Callback):
 PLACES = [
     "alerts.Alert.as_markdown",
     "alerts.Alert.as_record",
-    "alerts.AlertBook.state",
-    "alerts.AlertBook.update",
+    "alerts.AlertTracker.state",
+    "alerts.AlertTracker.update",
     "alerts.find_nulls",
     "diagnosis.diagnose",
     "events.BackgroundWriter.__init__",
@@ -95,16 +96,16 @@ PLACES = [
     "health.examine",
     "health.judge",
     "isolation.isolated",
-    "journal.Journal.close",
-    "journal.Journal.note",
-    "journal.Journal.open",
-    "journal.Journal.panels",
-    "journal.Journal.say",
+    "journal.AlertReporter.close",
+    "journal.AlertReporter.note",
+    "journal.AlertReporter.open",
+    "journal.AlertReporter.panels",
+    "journal.AlertReporter.say",
     "layers.find_activation",
     "layers.find_layers",
     "methods.gradcam",
-    "observer.Observer.look",
-    "observer.Observer.settle",
+    "observer.ProbePass.look",
+    "observer.ProbePass.settle",
     "panels.draw",
     "picture.compose",
     "picture.displayable",
@@ -124,8 +125,8 @@ ONCE = {
     "events.TensorBoardSink.__init__",
     "evidence.locate",
     "generators.sealed",
-    "journal.Journal.open",
-    "observer.Observer.settle",
+    "journal.AlertReporter.open",
+    "observer.ProbePass.settle",
     "probes.ValidationProbes.capture",
     "records.ProbeSet.__init__",
     "wording.message",
@@ -209,7 +210,7 @@ def test_alerts_that_cannot_be_loaded_are_said(
     case, [callback] = replace(CASE, do=go_on), one()
     resumed = train(case, tmp_path / "resumed without")
     with monkeypatch.context() as patch:
-        sabotage(patch, "alerts.AlertBook.load")
+        sabotage(patch, "alerts.AlertTracker.load")
         said = trained_as(resumed, tmp_path / "resumed with", callback, case)
 
     assert any(WORD in text for text in said), said

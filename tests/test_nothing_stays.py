@@ -19,7 +19,8 @@ from models import Classifier, Network, detached
 from recorder import LAYER, cb, modules_state, one
 from torch import Tensor, nn
 
-from gradcam_callback import CAMResult, gradients
+from gradcam_callback import CAMResult
+from gradcam_callback.engine import gradients
 
 MakeRun = Callable[..., Run]
 

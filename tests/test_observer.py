@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradcam_callback import Cause, compute_cam, diagnosis
-from gradcam_callback.observer import Observer
+from gradcam_callback import Cause, compute_cam
+from gradcam_callback.diagnosis import diagnoser as diagnosis
+from gradcam_callback.execution.probe_pass import ProbePass
 
 
 class Switchable(nn.Module):
@@ -49,8 +50,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return layers
 
 
-def observer(*layers: str, bridge: bool = True) -> Observer:
-    return Observer(layers or ("stem",), "gradcam", None, bridge)
+def observer(*layers: str, bridge: bool = True) -> ProbePass:
+    return ProbePass(layers or ("stem",), "gradcam", None, bridge)
 
 
 def test_a_healthy_look_asks_for_no_reason(images: Tensor, asked: list[str]) -> None:

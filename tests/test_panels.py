@@ -13,9 +13,10 @@ from conftest import make_run
 from models import CLASSES, Faulty, Spots, detached
 from torch import Tensor
 
-from gradcam_callback import Cause, GradCAMCallback, TensorProbes, picture
-from gradcam_callback.panels import Look, Painting, class_name, draw
-from gradcam_callback.records import CAMResult, GradientState, LayerHealth, Panel, ProbeSet
+from gradcam_callback import Cause, GradCAMCallback, TensorProbes
+from gradcam_callback.reporting import rendering as picture
+from gradcam_callback.reporting.panels import Look, PanelRenderer, class_name, draw
+from gradcam_callback.results import CAMResult, GradientState, LayerHealth, Panel, ProbeSet
 
 OK, NONE, ZERO, NON_FINITE = GradientState.OK, GradientState.NONE, GradientState.ZERO, GradientState.NON_FINITE
 LOOK = Look("turbo", 0.5, shared_scale=False, class_names=CLASSES, mean=None, std=None)
@@ -51,7 +52,7 @@ def cam_result(
 
 
 def panel_of(results: list[CAMResult], titles: list[str], probes: ProbeSet | None = None, look: Look = LOOK) -> Panel:
-    painting = Painting(probe_set(len(results[0].targets)) if probes is None else probes, look)
+    painting = PanelRenderer(probe_set(len(results[0].targets)) if probes is None else probes, look)
     panel = draw(painting, results, titles, "gradcam")
     return panel[LAYER]
 
@@ -221,7 +222,9 @@ def test_each_map_stands_in_its_own_layer_and_column() -> None:
         cam_result(verdict(OK, OK)), cams={"a": hot((4, 4), (0, 0)), "b": hot((9, 7), (0, -1))}, health=health
     )
     second = replace(first, cams={"a": hot((4, 4), (-1, 0)), "b": hot((9, 7), (-1, -1))})
-    panels = draw(Painting(probe_set(), replace(LOOK, opacity=1.0)), [first, second], ["predicted", "ant"], "gradcam")
+    panels = draw(
+        PanelRenderer(probe_set(), replace(LOOK, opacity=1.0)), [first, second], ["predicted", "ant"], "gradcam"
+    )
 
     assert list(panels) == ["a", "b"]
     assert panels["a"].inputs.equal(panels["b"].inputs)
@@ -285,9 +288,9 @@ def test_file_names_reach_the_caption(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_tiles_that_came_along_are_not_painted_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    painted, original = [], Painting._painted
-    monkeypatch.setattr(Painting, "_painted", lambda self, results: painted.append(1) or original(self, results))
-    painting, results = Painting(probe_set(), LOOK), [cam_result(verdict(OK, OK))]
+    painted, original = [], PanelRenderer._painted
+    monkeypatch.setattr(PanelRenderer, "_painted", lambda self, results: painted.append(1) or original(self, results))
+    painting, results = PanelRenderer(probe_set(), LOOK), [cam_result(verdict(OK, OK))]
     painting.arrive(painting.board(results))
     draw(painting, results, ["predicted"], "gradcam")
     assert len(painted) == 1
@@ -298,7 +301,7 @@ def test_tiles_that_came_along_are_not_painted_again(monkeypatch: pytest.MonkeyP
 
 
 def test_what_cannot_be_painted_is_told_where_the_tiles_are_asked_for() -> None:
-    painting, results = Painting(probe_set(), replace(LOOK, mean=[0.5, 0.5])), [cam_result(verdict(OK, OK))]
+    painting, results = PanelRenderer(probe_set(), replace(LOOK, mean=[0.5, 0.5])), [cam_result(verdict(OK, OK))]
     painting.arrive(painting.board(results))
     with pytest.raises(ValueError, match="mean has 2 numbers"):
         painting.on_host(results)

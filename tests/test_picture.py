@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradcam_callback import picture
-from gradcam_callback.picture import colormap_table, compose, displayable, overlays, tile_size, tiles
-from gradcam_callback.records import Panel, PanelColumn
+from gradcam_callback.reporting import rendering as picture
+from gradcam_callback.reporting.rendering import colormap_table, compose, displayable, overlays, tile_size, tiles
+from gradcam_callback.results import Panel, PanelColumn
 
 NAN, INF = math.nan, math.inf
 RAMP = torch.arange(256, dtype=torch.uint8)[:, None].expand(256, 3).contiguous()  # level 200 is the grey 200

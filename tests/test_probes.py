@@ -31,7 +31,7 @@ from torchvision import tv_tensors
 from torchvision.datasets import FakeData, VisionDataset
 from torchvision.transforms import v2
 
-from gradcam_callback.probes import (
+from gradcam_callback.probes.sources import (
     ImageProbes,
     ProbeSource,
     TensorProbes,
@@ -39,7 +39,7 @@ from gradcam_callback.probes import (
     as_source,
     fingerprint,
 )
-from gradcam_callback.records import ProbeSet
+from gradcam_callback.results import ProbeSet
 
 CLASSES = 3
 
@@ -1129,7 +1129,7 @@ class TestYaml:
 
     def test_validation_probes(self, parser: ArgumentParser) -> None:
         options = {"n": 8, "per_class": 1, "image_key": 0, "label_key": "truth"}
-        source = self.build(parser, {"class_path": "gradcam_callback.probes.ValidationProbes", "init_args": options})
+        source = self.build(parser, {"class_path": "gradcam_callback.ValidationProbes", "init_args": options})
 
         assert isinstance(source, ValidationProbes)
         assert {name: getattr(source, name) for name in options} == options
@@ -1140,7 +1140,7 @@ class TestYaml:
         transform = {"class_path": "torchvision.transforms.v2.Compose", "init_args": {"transforms": steps}}
         for files in (str(folder), [str(folder / "cat 1.PNG"), str(folder / "cat 2.PNG")]):
             options = {"files": files, "transform": transform}
-            source = self.build(parser, {"class_path": "gradcam_callback.probes.ImageProbes", "init_args": options})
+            source = self.build(parser, {"class_path": "gradcam_callback.ImageProbes", "init_args": options})
 
             assert isinstance(source, ImageProbes)
             assert isinstance(source.transform, v2.Compose)
@@ -1148,8 +1148,8 @@ class TestYaml:
 
     def test_unknown_key(self, parser: ArgumentParser) -> None:
         with pytest.raises(ArgumentError, match="per_clas"):
-            self.build(parser, {"class_path": "gradcam_callback.probes.ValidationProbes", "init_args": {"per_clas": 1}})
+            self.build(parser, {"class_path": "gradcam_callback.ValidationProbes", "init_args": {"per_clas": 1}})
 
     def test_wrong_type(self, parser: ArgumentParser) -> None:
         with pytest.raises(ArgumentError, match="eight"):
-            self.build(parser, {"class_path": "gradcam_callback.probes.ValidationProbes", "init_args": {"n": "eight"}})
+            self.build(parser, {"class_path": "gradcam_callback.ValidationProbes", "init_args": {"n": "eight"}})

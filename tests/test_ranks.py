@@ -19,8 +19,8 @@ from conftest import Events
 from models import Classifier, Spots
 
 from gradcam_callback import compute_cam
-from gradcam_callback.ranks import PartFailedError, Ranks
-from gradcam_callback.records import BadInputError
+from gradcam_callback.errors import BadInputError
+from gradcam_callback.execution.processes import PartFailedError, ProcessGroup
 
 LAYER = "model.stage"
 PANEL = f"gradcam/{LAYER}"
@@ -227,25 +227,25 @@ def test_a_sharded_model_that_raises_goes_on_training(fsdp: Stage) -> None:
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 16])
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 def test_shares_are_neighbours_and_cover_everything_once(count: int, size: int) -> None:
-    shares = [list(range(count))[Ranks(rank, size).share(count)] for rank in range(size)]
+    shares = [list(range(count))[ProcessGroup(rank, size).share(count)] for rank in range(size)]
 
     assert [sample for share in shares for sample in share] == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_in_lockstep_everyone_takes_all() -> None:
-    assert list(range(5))[Ranks(1, 2, lockstep=True).share(5)] == [0, 1, 2, 3, 4]
+    assert list(range(5))[ProcessGroup(1, 2, sharded=True).share(5)] == [0, 1, 2, 3, 4]
 
 
 def test_alone_there_is_no_collective_call() -> None:
-    alone = Ranks()
-    assert (alone.together(lambda: 1), alone.once(lambda: 2), alone.agreed(lambda: 3)) == ([1], 2, 3)
+    alone = ProcessGroup()
+    assert (alone.gather(lambda: 1), alone.from_rank_zero(lambda: 2), alone.run_consistently(lambda: 3)) == ([1], 2, 3)
     with pytest.raises(KeyError):
-        alone.together(lambda: {}[0])
+        alone.gather(lambda: {}[0])
 
 
 @pytest.fixture
-def pair(monkeypatch: pytest.MonkeyPatch) -> list[Ranks]:
+def pair(monkeypatch: pytest.MonkeyPatch) -> list[ProcessGroup]:
     """Two ranks in two threads of this process, with collective calls that meet in memory."""
     meeting, board = threading.Barrier(2, timeout=10), [None, None]
 
@@ -256,15 +256,15 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> list[Ranks]:
         meeting.wait()
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather_object)
-    return [Ranks(0, 2), Ranks(1, 2)]
+    return [ProcessGroup(0, 2), ProcessGroup(1, 2)]
 
 
-def in_threads(ranks: list[Ranks], job: Any) -> list[BaseException | list[Any]]:
+def in_threads(ranks: list[ProcessGroup], job: Any) -> list[BaseException | list[Any]]:
     results: list[Any] = [None, None]
 
     def work(rank: int) -> None:
         try:
-            results[rank] = ranks[rank].together(lambda: job(rank))
+            results[rank] = ranks[rank].gather(lambda: job(rank))
         except Exception as error:
             results[rank] = error
 
@@ -276,12 +276,12 @@ def in_threads(ranks: list[Ranks], job: Any) -> list[BaseException | list[Any]]:
     return results
 
 
-def test_everyone_gets_all_results_by_rank(pair: list[Ranks]) -> None:
+def test_everyone_gets_all_results_by_rank(pair: list[ProcessGroup]) -> None:
     assert in_threads(pair, lambda rank: f"of {rank}") == [["of 0", "of 1"]] * 2
 
 
 @pytest.mark.parametrize("value", [lambda: threading.Lock(), lambda: {}["key"]], ids=["cannot be sent", "raises"])
-def test_a_part_that_fails_is_told_to_all(pair: list[Ranks], value: Any) -> None:
+def test_a_part_that_fails_is_told_to_all(pair: list[ProcessGroup], value: Any) -> None:
     errors = in_threads(pair, lambda rank: value() if rank == 1 else 0)
 
     assert [type(error) for error in errors] == [PartFailedError] * 2
@@ -289,7 +289,7 @@ def test_a_part_that_fails_is_told_to_all(pair: list[Ranks], value: Any) -> None
     assert str(errors[0]).startswith("on rank 1 of 2, ")
 
 
-def test_bad_input_stays_bad_input(pair: list[Ranks]) -> None:
+def test_bad_input_stays_bad_input(pair: list[ProcessGroup]) -> None:
     def job(rank: int) -> None:
         raise BadInputError(f"given: {rank}")
 

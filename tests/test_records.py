@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from gradcam_callback.causes import Cause
-from gradcam_callback.records import BadInputError, CAMResult, GradientState, LayerHealth, ProbeSet
+from gradcam_callback.errors import BadInputError
+from gradcam_callback.results import CAMResult, GradientState, LayerHealth, ProbeSet
 
 NAN = math.nan
 

@@ -12,8 +12,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from models import STEPS, Classifier, loader
 
-from gradcam_callback import GradCAMCallback, setting
-from gradcam_callback.ranks import Ranks
+from gradcam_callback import GradCAMCallback
+from gradcam_callback import trainer_context as setting
+from gradcam_callback.execution.processes import ProcessGroup
 
 LAYER = "model.stage"
 
@@ -25,16 +26,16 @@ def trainer_with(strategy: Any, size: int = 2) -> Any:
 @pytest.mark.parametrize(
     ("strategy", "size", "expected"),
     [
-        (SingleDeviceStrategy(), 1, Ranks(0, 1)),
-        (DDPStrategy(), 2, Ranks(1, 2)),
-        (DDPStrategy(start_method="spawn"), 2, Ranks(1, 2)),
-        (DDPStrategy(), 1, Ranks(0, 1)),
-        (ModelParallelStrategy(), 2, Ranks(1, 2, lockstep=True)),
-        (ModelParallelStrategy(), 1, Ranks(0, 1)),
+        (SingleDeviceStrategy(), 1, ProcessGroup(0, 1)),
+        (DDPStrategy(), 2, ProcessGroup(1, 2)),
+        (DDPStrategy(start_method="spawn"), 2, ProcessGroup(1, 2)),
+        (DDPStrategy(), 1, ProcessGroup(0, 1)),
+        (ModelParallelStrategy(), 2, ProcessGroup(1, 2, sharded=True)),
+        (ModelParallelStrategy(), 1, ProcessGroup(0, 1)),
     ],
     ids=["one device", "ddp", "ddp_spawn", "ddp alone", "fsdp2", "fsdp2 alone"],
 )
-def test_processes_of_a_strategy(strategy: Any, size: int, expected: Ranks) -> None:
+def test_processes_of_a_strategy(strategy: Any, size: int, expected: ProcessGroup) -> None:
     assert setting.ranks_of(trainer_with(strategy, size)) == expected
     assert setting.obstacle(trainer_with(strategy, size)) is None
 
@@ -54,7 +55,7 @@ def test_deepspeed_is_an_obstacle_in_stage_3(monkeypatch: pytest.MonkeyPatch, st
 
     monkeypatch.setattr(setting, "DeepSpeedStrategy", DeepSpeed)
     assert (setting.obstacle(trainer_with(DeepSpeed())) is not None) is refused
-    assert setting.ranks_of(trainer_with(DeepSpeed())).lockstep  # not told apart from those that shard weights
+    assert setting.ranks_of(trainer_with(DeepSpeed())).sharded  # not told apart from those that shard weights
 
 
 def test_an_obstacle_is_said_before_training_and_the_training_goes_on(

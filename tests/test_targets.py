@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradcam_callback.targets import check_target, choose_targets, class_count, find_logits, predict, score
+from gradcam_callback.engine.targets import check_target, choose_targets, class_count, find_logits, predict, score
 
 LOGITS = torch.tensor([[1.0, 4.0, 2.0], [3.0, 0.0, -1.0]])
 MAPS = torch.zeros(2, 3, 4, 4)

@@ -10,8 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from gradcam_callback.causes import Cause
-from gradcam_callback.traces import Step
-from gradcam_callback.tracing import ATTEMPTS, Lenient, Tracer, Witness, disturbed, softened_inference
+from gradcam_callback.diagnosis.trace import Step
+from gradcam_callback.diagnosis.tracer import (
+    ATTEMPTS,
+    ForwardCallDetector,
+    NoGradFallback,
+    Tracer,
+    disturbed,
+    inference_as_no_grad,
+)
 
 
 def begun(tracer: Tracer, tensor: Tensor | None = None) -> Tensor:
@@ -193,21 +200,21 @@ def switch_off(x: Tensor) -> Tensor:
 def test_what_only_gradients_make_impossible_is_done_without(call: Callable[[Tensor], Tensor]) -> None:
     x = torch.arange(6.0).view(2, 3)
     expected = call(x.clone()) if call.__code__.co_names != ("detach_",) else x[0] + 1
-    with Lenient():
+    with NoGradFallback():
         result = call(x.clone().requires_grad_().clone())
     assert not result.requires_grad
     torch.testing.assert_close(result, expected)
 
 
 def test_a_mistake_stays_a_mistake() -> None:
-    with Lenient(), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with NoGradFallback(), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         torch.ones(2, 3, requires_grad=True) @ torch.ones(2, 3)
 
 
 def test_softened_inference_computes_tensors_that_can_carry_a_gradient() -> None:
     originals = torch.inference_mode.__enter__, torch.inference_mode.__exit__
     x = torch.ones(2, requires_grad=True)
-    with softened_inference():
+    with inference_as_no_grad():
         with torch.inference_mode():
             inside = x * 2
             with torch.inference_mode(False):
@@ -220,7 +227,7 @@ def test_softened_inference_computes_tensors_that_can_carry_a_gradient() -> None
 
 def test_witness_sees_a_forward_that_is_called_directly() -> None:
     layer, other = nn.Linear(2, 2), nn.Linear(2, 2)
-    with Witness(layer) as seen, Witness(other) as unseen:
+    with ForwardCallDetector(layer) as seen, ForwardCallDetector(other) as unseen:
         layer.forward(torch.ones(1, 2))
     assert seen.frames is not None
     assert unseen.frames is None

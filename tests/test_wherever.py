@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from gradcam_callback import CAMResult, GradCAMCallback, GradientState, compute_cam, panels
-from gradcam_callback.observer import Observer
-from gradcam_callback.records import ProbeSet
+from gradcam_callback import CAMResult, GradCAMCallback, GradientState, compute_cam
+from gradcam_callback.execution.probe_pass import ProbePass
+from gradcam_callback.reporting import panels
+from gradcam_callback.results import ProbeSet
 
 MakeRun = Callable[..., Run]
 
@@ -354,8 +355,8 @@ class Leaving(TorchFunctionMode):
         return result
 
 
-def one_look(observer: Observer, module: nn.Module, probes: ProbeSet, wanted: list[Any]) -> None:
-    painting = panels.Painting(probes, panels.Look("turbo", 0.5, False, None, None, None))
+def one_look(observer: ProbePass, module: nn.Module, probes: ProbeSet, wanted: list[Any]) -> None:
+    painting = panels.PanelRenderer(probes, panels.Look("turbo", 0.5, False, None, None, None))
     observation = observer.look(module, probes.images, wanted, painting)
     panels.draw(painting, observation.results, [str(target) for target in wanted], "epoch 0")
 
@@ -368,7 +369,7 @@ def probe_set(device: str = "cpu") -> ProbeSet:
 def test_a_look_brings_verdicts_and_pictures_to_the_host_in_one_piece() -> None:
     probes = probe_set()
     assert probes.labels is not None
-    module, observer = Classifier().eval(), Observer(tuple(LAYERS), "gradcam", None, True)
+    module, observer = Classifier().eval(), ProbePass(tuple(LAYERS), "gradcam", None, True)
     observer.settle(module)
     with Leaving([probes.labels]) as leaving:
         one_look(observer, module, probes, ["predicted", "predicted"])
@@ -378,7 +379,7 @@ def test_a_look_brings_verdicts_and_pictures_to_the_host_in_one_piece() -> None:
 def test_pictures_of_maps_across_a_cut_are_brought_over_once_more() -> None:
     """The verdicts had to be known before the maps were drawn."""
     probes = probe_set()
-    module, observer = detached().eval(), Observer((LAYER,), "gradcam", None, True)
+    module, observer = detached().eval(), ProbePass((LAYER,), "gradcam", None, True)
     observer.settle(module)
     one_look(observer, module, probes, ["predicted"])  # the reason is known from then on
     assert probes.labels is not None
@@ -431,7 +432,7 @@ def test_a_look_on_a_gpu_waits_for_it_once() -> None:
     from torch.profiler import ProfilerActivity, profile
 
     probes = probe_set("cuda")
-    module, observer = Classifier().eval().cuda(), Observer(tuple(LAYERS), "gradcam", None, True)
+    module, observer = Classifier().eval().cuda(), ProbePass(tuple(LAYERS), "gradcam", None, True)
     observer.settle(module)
     one_look(observer, module, probes, ["predicted", "predicted"])  # the first one sets up what it needs
     torch.cuda.synchronize()

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from gradcam_callback.causes import Cause, meaning, remedy
-from gradcam_callback.records import Cut, GradientState, LayerHealth, SourceLocation
-from gradcam_callback.wording import advice, explanation, message
+from gradcam_callback.diagnosis.messages import advice, explanation, message
+from gradcam_callback.results import Cut, GradientState, LayerHealth, SourceLocation
 
 WHERE = SourceLocation("net.py", 12, "forward", "x = x.detach()", "body")
 OK, NONE, ZERO = GradientState.OK, GradientState.NONE, GradientState.ZERO

@@ -10,19 +10,23 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from gradcam_callback import diagnosis, explain, layers, parts
-from gradcam_callback.host import Passenger
-from gradcam_callback.memory import Portions
-from gradcam_callback.ranks import Ranks
-from gradcam_callback.records import CAMResult, Diagnosis, ForwardFailedError, GradientState, Target, name_share
-from gradcam_callback.targets import OutputSpec
+from gradcam_callback.diagnosis import diagnoser as diagnosis
+from gradcam_callback.diagnosis.tracer import bridging
+from gradcam_callback.engine import explain, layers
+from gradcam_callback.engine.memory import Portions
+from gradcam_callback.engine.targets import OutputSpec
+from gradcam_callback.engine.transfer import Passenger
+from gradcam_callback.errors import ForwardFailedError
+from gradcam_callback.execution import slices as parts
+from gradcam_callback.execution.processes import ProcessGroup
+from gradcam_callback.results import CAMResult, Diagnosis, GradientState, Target, name_share
 
 # The state of every probe at a layer, for every target: as long as it stays, the reason stays.
 _Health = tuple[tuple[GradientState, ...], ...]
 
 
 @dataclass(frozen=True)
-class Observation:
+class ProbePassResult:
     """What one look gave.
 
     Attributes:
@@ -40,7 +44,7 @@ class Observation:
 
 
 @dataclass
-class Observer:
+class ProbePass:
     """Looks at a model again and again, and asks for reasons only when the picture of health changes.
 
     Attributes:
@@ -55,7 +59,7 @@ class Observer:
     method: str
     output: OutputSpec
     bridge: bool
-    ranks: Ranks = field(default_factory=Ranks)
+    ranks: ProcessGroup = field(default_factory=ProcessGroup)
     _portions: Portions = field(default_factory=Portions)
     _chosen: tuple[str, ...] = ()
     _known: dict[str, tuple[_Health, Diagnosis]] = field(default_factory=dict)
@@ -90,12 +94,12 @@ class Observer:
             with self._telling_of_the_model(len(images)):
                 return explain.choose_layer(model, images[:1], output=self.output)
 
-        self._chosen = (self.ranks.agreed(choice),)
+        self._chosen = (self.ranks.run_consistently(choice),)
         return self._chosen[0]
 
     def look(
         self, model: nn.Module, images: Tensor, wanted: Sequence[Target], passenger: Passenger | None = None
-    ) -> Observation:
+    ) -> ProbePassResult:
         """One look.
 
         Args:
@@ -121,7 +125,7 @@ class Observer:
             diagnoses, failure = {}, error
         if self._sends:  # after all collective calls, because it may fail in one process alone
             results = [parts.moved(result, images.device) for result in results]
-        return Observation(results, diagnoses, failure, self._portions.size)
+        return ProbePassResult(results, diagnoses, failure, self._portions.size)
 
     def _explained(
         self,
@@ -145,7 +149,7 @@ class Observer:
                 wanted=some,
                 method=self.method,
                 output=self.output,
-                bridged=bridged,
+                bridge=bridging(bridged) if bridged else None,
                 passenger=passenger if whole else None,
             )
 
@@ -158,7 +162,7 @@ class Observer:
                 results = [parts.moved(result, "cpu") for result in results]
             return results, self._portions.size
 
-        gathered = self.ranks.together(job)
+        gathered = self.ranks.gather(job)
         sizes = [size for _, size in gathered if size is not None]
         self._portions.size = min(sizes, default=None)
         return parts.join([results for results, _ in gathered if results is not None])
@@ -166,7 +170,7 @@ class Observer:
     @property
     def _sends(self) -> bool:
         """Whether results go from process to process, which they do by way of the host."""
-        return self.ranks.size > 1 and not self.ranks.lockstep
+        return self.ranks.size > 1 and not self.ranks.sharded
 
     @contextmanager
     def _telling_of_the_model(self, count: int) -> Iterator[None]:
@@ -190,7 +194,7 @@ class Observer:
             before, reason = known.get(layer, (None, None))
             if reason is None or before != health:
                 nulls = results[null].health[layer].null_probes
-                reason = self.ranks.agreed(partial(self._reason, model, images, layer, wanted[null], nulls))
+                reason = self.ranks.run_consistently(partial(self._reason, model, images, layer, wanted[null], nulls))
             self._known[layer] = health, reason
         return {layer: reason for layer, (_, reason) in self._known.items()}
 

@@ -12,11 +12,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.trainer.states import RunningStage
 
-from gradcam_callback import events
-from gradcam_callback.ranks import Ranks
+from gradcam_callback.execution.processes import ProcessGroup
+from gradcam_callback.reporting import sinks as events
 
 
-def ranks_of(trainer: Trainer) -> Ranks:
+def ranks_of(trainer: Trainer) -> ProcessGroup:
     """The processes of a run, and whether they have to go through a forward pass together.
 
     Under DDP each holds the whole model, and takes a share of the probes. Under any other strategy with several
@@ -24,7 +24,7 @@ def ranks_of(trainer: Trainer) -> Ranks:
     """
     strategy = trainer.strategy
     whole = isinstance(strategy, DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy)
-    return Ranks(trainer.global_rank, trainer.world_size, lockstep=not whole and trainer.world_size > 1)
+    return ProcessGroup(trainer.global_rank, trainer.world_size, sharded=not whole and trainer.world_size > 1)
 
 
 def obstacle(trainer: Trainer) -> str | None:

@@ -25,15 +25,18 @@ from torch.autograd.graph import GradientEdge
 from torch.jit._trace import TracedModule
 from torch.utils.hooks import RemovableHandle
 
-from gradcam_callback import evidence, explain, gradients, health, layers, wording
 from gradcam_callback.causes import Cause
-from gradcam_callback.evidence import END, Evidence, Flow
-from gradcam_callback.isolation import isolated
-from gradcam_callback.memory import is_out_of_memory
-from gradcam_callback.records import Cut, Diagnosis, GradientState, LayerHealth, Target, split_call
-from gradcam_callback.targets import OutputSpec
-from gradcam_callback.traces import Frame, Step, Trace, Use, frame_of
-from gradcam_callback.tracing import ATTEMPTS, Tracer, Witness, disturbed, plain_name, softened_inference
+from gradcam_callback.diagnosis import messages as wording
+from gradcam_callback.diagnosis import search as evidence
+from gradcam_callback.diagnosis.search import END, Evidence, Flow
+from gradcam_callback.diagnosis.trace import Frame, Step, Trace, Use, frame_of
+from gradcam_callback.diagnosis.tracer import ATTEMPTS, ForwardCallDetector, Tracer, disturbed, plain_name
+from gradcam_callback.engine import explain, gradients, health, layers
+from gradcam_callback.engine.isolation import isolated
+from gradcam_callback.engine.memory import is_out_of_memory
+from gradcam_callback.engine.no_grad_fallback import inference_as_no_grad
+from gradcam_callback.engine.targets import OutputSpec
+from gradcam_callback.results import Cut, Diagnosis, GradientState, LayerHealth, Target, split_call
 
 # How many cuts in a row are crossed, and how many departures are tried, before the search is given up.
 _PATIENCE = 16
@@ -365,8 +368,8 @@ class _Investigation:
         """The lines that ran the layer's `forward` past its hooks; None if nothing did."""
         with isolated(self.model):
             layer = layers.find_layers(self.model, [self.layer])[self.layer]
-            witness = Witness(layer)
-            with witness, softened_inference():
+            witness = ForwardCallDetector(layer)
+            with witness, inference_as_no_grad():
                 explain.call_model(self.model, explain.prepared(self.inputs, self.model))
         return witness.frames
 

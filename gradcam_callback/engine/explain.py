@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from gradcam_callback import gradients, health, layers, methods, targets
 from gradcam_callback.causes import Cause
-from gradcam_callback.host import Passenger, brought_over
-from gradcam_callback.isolation import isolated
-from gradcam_callback.memory import is_out_of_memory
-from gradcam_callback.records import BadInputError, CAMResult, GradientState, Target, split_call
-from gradcam_callback.targets import OutputSpec
-from gradcam_callback.tracing import Lenient, Tracer, softened_inference
+from gradcam_callback.engine import gradients, health, layers, methods, targets
+from gradcam_callback.engine.isolation import isolated
+from gradcam_callback.engine.memory import is_out_of_memory
+from gradcam_callback.engine.no_grad_fallback import NoGradFallback, inference_as_no_grad
+from gradcam_callback.engine.targets import OutputSpec
+from gradcam_callback.engine.transfer import Passenger, brought_over
+from gradcam_callback.errors import BadInputError
+from gradcam_callback.results import CAMResult, GradientState, Target, split_call
 
 log = logging.getLogger(__name__)
+
+
+class ForwardObserver(Protocol):
+    """Follows a forward pass from the activation of the layer on."""
+
+    def watching(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """A context in which the model runs."""
+
+    def begin(self, activation: Tensor) -> None:
+        """Told of the activation that the rest of the network gets."""
 
 
 def compute_cam(
@@ -74,14 +85,14 @@ def explain(
     wanted: Sequence[Target],
     method: str = "gradcam",
     output: OutputSpec = None,
-    bridged: frozenset[int] = frozenset(),
+    bridge: Callable[[], ForwardObserver] | None = None,
     passenger: Passenger | None = None,
 ) -> list[CAMResult]:
     """As `compute_cam`, for several targets at the price of one forward pass; a result each, in their order.
 
-    A layer without space in its output is no error here, but a judgement with its cause. `bridged` are the numbers of
-    the cuts that are crossed, as `diagnosis` found them for one target layer. A `passenger` travels to the host with
-    the verdicts, if all layers can be explained in one pass.
+    A layer without space in its output is no error here, but a judgement with its cause. `bridge` makes an observer
+    that lets the gradient pass the cuts that a diagnosis found for one target layer. A `passenger` travels to the host
+    with the verdicts, if all layers can be explained in one pass.
     """
     methods.find_method(method)
     for target in wanted:
@@ -92,7 +103,7 @@ def explain(
         if names == (layers.AUTO,):
             names = (_auto_layer(model, inputs, wanted[0], output),)
         found = layers.find_layers(model, names)
-        together = _explain_together(model, inputs, found, wanted, method, output, bridged, passenger)
+        together = _explain_together(model, inputs, found, wanted, method, output, bridge, passenger)
         if not together and len(found) == 1:
             return _explain_call_by_call(model, inputs, found, wanted, method, output)
     return together or _explain_one_by_one(model, inputs, found, wanted, method, output)
@@ -105,13 +116,15 @@ def _explain_together(
     wanted: Sequence[Target],
     method: str,
     output: OutputSpec,
-    bridged: frozenset[int] = frozenset(),
+    bridge: Callable[[], ForwardObserver] | None = None,
     passenger: Passenger | None = None,
 ) -> list[CAMResult]:
     """All layers and targets from one forward pass; no result where layers, or calls, would disturb each other."""
     method_of = methods.find_method(method)
-    tracer = Tracer(bridged=bridged, recording=False) if bridged else None
-    chosen = _counted_from_zero(model, inputs, found) if bridged else None  # cuts are numbered from that call on
+    tracer = None if bridge is None else bridge()
+    chosen = (
+        _counted_from_zero(model, inputs, found) if bridge is not None else None
+    )  # cuts are numbered from that call on
     choices: list[tuple[Tensor, ...]] = []
     examinations: dict[tuple[int, str], health.Examination] = {}
     with forward_pass(model, inputs, found, output, tracer, chosen) as (logits, recordings):
@@ -181,7 +194,7 @@ def _count_calls(model: nn.Module, inputs: Tensor, found: Mapping[str, nn.Module
 
 
 def _run_without_graph(model: nn.Module, inputs: Tensor) -> None:
-    with torch.no_grad(), softened_inference():
+    with torch.no_grad(), inference_as_no_grad():
         call_model(model, inputs)
 
 
@@ -270,7 +283,7 @@ def forward_pass(
     inputs: Tensor,
     found: Mapping[str, nn.Module],
     output: OutputSpec,
-    tracer: Tracer | None = None,
+    tracer: ForwardObserver | None = None,
     chosen: Mapping[str, int | None] | None = None,
 ) -> Iterator[tuple[Tensor, dict[str, gradients.Recording]]]:
     """Run the model once, with a graph that begins at the layers. To be used within `isolated`.
@@ -293,7 +306,7 @@ def forward_pass(
             with tracer.watching(model):
                 logits = _logits(model, inputs, output)
         else:
-            with softened_inference():
+            with inference_as_no_grad():
                 logits = _logits_or_lenient(model, inputs, output, recordings)
         for recording in recordings.values():
             recording.closed = True
@@ -311,7 +324,7 @@ def _logits_or_lenient(
         for recording in recordings.values():
             recording.clear()
         try:
-            with Lenient():
+            with NoGradFallback():
                 return _logits(model, inputs, output)
         except (RuntimeError, BufferError):
             raise error from None

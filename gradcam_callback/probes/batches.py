@@ -16,7 +16,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from gradcam_callback.records import BadInputError
+from gradcam_callback.errors import BadInputError
 
 
 def is_addressable(loader: Any) -> TypeGuard[DataLoader[Any]]:

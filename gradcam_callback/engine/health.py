@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradcam_callback.causes import Cause
-from gradcam_callback.records import GradientState, LayerHealth
+from gradcam_callback.results import GradientState, LayerHealth
 
 Key = TypeVar("Key")
 

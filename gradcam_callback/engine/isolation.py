@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction
 
-from gradcam_callback.generators import is_generator, putting_back
+from gradcam_callback.engine.generators import is_generator, putting_back
 
 # What modules keep their parts and hooks in, and what their users gather things in.
 _CONTAINERS = frozenset({list, dict, set, deque, defaultdict, OrderedDict, Counter})

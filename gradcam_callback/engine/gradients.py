@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from gradcam_callback.memory import is_out_of_memory
+from gradcam_callback.engine.memory import is_out_of_memory
 
 # Half precision has no number between 0 and 6e-8. Gradients of a score are small, so they are computed this much
 # larger and divided afterwards; a power of two loses nothing.

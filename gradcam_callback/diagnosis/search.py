@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from gradcam_callback.causes import Cause
-from gradcam_callback.records import PathStep, SourceLocation
-from gradcam_callback.traces import Frame, Step, Trace, Use
+from gradcam_callback.diagnosis.trace import Frame, Step, Trace, Use
+from gradcam_callback.results import PathStep, SourceLocation
 
 # The end of every road: what used the logits.
 END = -1

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gradcam_callback.records import CAMResult, LayerHealth, Target
+from gradcam_callback.results import CAMResult, LayerHealth, Target
 
 
 def part_of(target: Target, part: slice) -> Target:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from gradcam_callback.records import BadInputError, ForwardFailedError
+from gradcam_callback.errors import BadInputError, ForwardFailedError
 
 T = TypeVar("T")
 
@@ -26,42 +26,42 @@ class PartFailedError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ProcessGroup:
     """This process among those of the run.
 
     Attributes:
         rank: Its number, from 0.
         size: How many there are.
-        lockstep: Whether every process has to take part in each forward pass, because each holds only a shard of the
+        sharded: Whether every process has to take part in each forward pass, because each holds only a shard of the
             weights. Then all do the same, with all samples. Otherwise each holds all weights, and takes a share.
     """
 
     rank: int = 0
     size: int = 1
-    lockstep: bool = False
+    sharded: bool = False
 
     def share(self, count: int) -> slice:
         """Which of so many samples are this process's part: neighbours, and none where there are too few."""
-        if self.lockstep:
+        if self.sharded:
             return slice(0, count)
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
-    def together(self, job: Callable[[], T]) -> list[T]:
+    def gather(self, job: Callable[[], T]) -> list[T]:
         """Have every process do its part; see Note [Everyone arrives].
 
         Returns:
-            What each gave, by rank; the same for all. In lockstep all give the same, and it is there once.
+            What each gave, by rank; the same for all. In sharded all give the same, and it is there once.
 
         Raises:
             PartFailedError: One of them failed. A BadInputError or a ForwardFailedError is raised as it is.
         """
-        if self.size == 1 or self.lockstep:
+        if self.size == 1 or self.sharded:
             return [job()]
         outcomes: list[Any] = [None] * self.size
         dist.all_gather_object(outcomes, _attempt(job))
         return [self._value(outcome, rank) for rank, outcome in enumerate(outcomes)]
 
-    def once(self, job: Callable[[], T]) -> T:
+    def from_rank_zero(self, job: Callable[[], T]) -> T:
         """Have the first process do something that runs no model, and tell all; see Note [Everyone arrives].
 
         Raises:
@@ -74,13 +74,13 @@ class Ranks:
         value: T = self._value(outcome[0], 0)
         return value
 
-    def agreed(self, job: Callable[[], T]) -> T:
-        """Have something done that runs the model, the same for all: by the first process, or by all in lockstep.
+    def run_consistently(self, job: Callable[[], T]) -> T:
+        """Have something done that runs the model, the same for all: by the first process, or by all in sharded.
 
         Raises:
             PartFailedError: It failed. A BadInputError or a ForwardFailedError is raised as it is.
         """
-        return job() if self.lockstep else self.once(job)
+        return job() if self.sharded else self.from_rank_zero(job)
 
     def _value(self, outcome: Any, rank: int) -> Any:
         value, error = outcome

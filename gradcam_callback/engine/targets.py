@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradcam_callback.records import BadInputError
+from gradcam_callback.errors import BadInputError
 
 OutputSpec = str | int | Callable[[Any], Any] | None
 

@@ -8,15 +8,17 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from gradcam_callback import events, picture
-from gradcam_callback.alerts import Alert, AlertBook, Finding, GradientNullError, GradientNullWarning, Status
-from gradcam_callback.causes import Trouble
-from gradcam_callback.records import Panel
+from gradcam_callback.causes import CallbackIssue
+from gradcam_callback.errors import GradientNullError, GradientNullWarning
+from gradcam_callback.reporting import rendering as picture
+from gradcam_callback.reporting import sinks as events
+from gradcam_callback.reporting.alerts import Alert, AlertTracker, Finding, Status
+from gradcam_callback.results import Panel
 
 _FULL_DISK = "Look for a full disk, or a log directory that cannot be written to. The training goes on."
 
 
-class Journal:
+class AlertReporter:
     """Notes what was found, and says at the end of each look what is new.
 
     Args:
@@ -27,7 +29,7 @@ class Journal:
     """
 
     def __init__(self, on_null: str) -> None:
-        self.book = AlertBook()
+        self.book = AlertTracker()
         self._on_null = on_null
         self._writer: events.BackgroundWriter | None = None
         self._folder: Path | None = None
@@ -64,7 +66,7 @@ class Journal:
                 self._writer.image(tag, partial(picture.compose, panel), step)
 
     def note(self, subjects: Sequence[str], findings: Sequence[Finding], *, step: int, epoch: int) -> None:
-        """Take in what was found about these subjects; see `AlertBook.update`."""
+        """Take in what was found about these subjects; see `AlertTracker.update`."""
         self._unsaid += self.book.update(subjects, findings, step=step, epoch=epoch)
         self._nulls += [finding for finding in findings if finding.is_null]
 
@@ -108,7 +110,7 @@ class Journal:
         written, failures = self._writer.take_outcome()
         if failures:
             message = f"A panel or an alert could not be written: {failures[0]!r}."
-            findings = [Finding("writing", Trouble.WRITING_FAILED, (), (), message, _FULL_DISK)]
+            findings = [Finding("writing", CallbackIssue.WRITING_FAILED, (), (), message, _FULL_DISK)]
             self.note(["writing"], findings, step=step, epoch=epoch)
         elif written:
             self.note(["writing"], [], step=step, epoch=epoch)
@@ -121,7 +123,7 @@ class Journal:
                 write(alerts, step)
             except Exception as error:  # they are in the book and in the warnings, whatever became of the record
                 message = f"The alerts could not be written to {self._folder}: {type(error).__name__}: {error}."
-                findings = [Finding("record", Trouble.WRITING_FAILED, (), (), message, _FULL_DISK)]
+                findings = [Finding("record", CallbackIssue.WRITING_FAILED, (), (), message, _FULL_DISK)]
         return self.book.update(["record"], findings, step=step, epoch=epoch)
 
     def _write_text(self, alerts: Sequence[Alert], step: int) -> None:

@@ -21,10 +21,6 @@ Target = str | int | Sequence[int] | Tensor
 """The class to explain: "predicted", one for all samples, or one a sample (a list or an integer tensor)."""
 
 
-class BadInputError(ValueError):
-    """What was given cannot be used; the message says what it was, what is possible, and what to do."""
-
-
 class GradientState(str, Enum):
     """What the gradient of one probe at one layer is worth."""
 
@@ -295,18 +291,3 @@ class Diagnosis:
     remedy: str
     cuts: tuple[Cut, ...] = ()
     bridges: frozenset[int] = frozenset()
-
-
-class ForwardFailedError(RuntimeError):
-    """The model raised on the probes.
-
-    Attributes:
-        diagnosis: The error in words, and the line that raised it.
-    """
-
-    def __init__(self, diagnosis: Diagnosis) -> None:
-        super().__init__(diagnosis)  # the argument travels when the error is sent to another process
-        self.diagnosis = diagnosis
-
-    def __str__(self) -> str:
-        return self.diagnosis.message

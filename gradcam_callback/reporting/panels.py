@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradcam_callback import picture
 from gradcam_callback.causes import Cause
-from gradcam_callback.host import brought_over
-from gradcam_callback.records import CAMResult, GradientState, LayerHealth, Panel, PanelColumn, ProbeSet, name_call
+from gradcam_callback.engine.transfer import brought_over
+from gradcam_callback.reporting import rendering as picture
+from gradcam_callback.results import CAMResult, GradientState, LayerHealth, Panel, PanelColumn, ProbeSet, name_call
 
 _VERDICTS = {
     GradientState.NONE: "no gradient",
@@ -43,7 +43,7 @@ class Look:
     std: Sequence[float] | None
 
 
-class Painting:
+class PanelRenderer:
     """The tiles of one look. They are painted on the device, and come to the host with the verdicts if they may.
 
     Args:
@@ -74,7 +74,7 @@ class Painting:
 
         Returns:
             `(1 + layers * targets, N, th, tw, 3)` uint8: the inputs and the overlays, layer by layer;
-            `(layers * targets, N)` the peaks of the maps; `(targets, N, 4)` what `_Facts` are made of.
+            `(layers * targets, N)` the peaks of the maps; `(targets, N, 4)` what `CaptionData` are made of.
 
         Raises:
             ValueError: `mean` or `std` is for another number of channels.
@@ -105,7 +105,9 @@ def _maps(results: Sequence[CAMResult]) -> list[Tensor]:
     return [result.cams[layer] for layer in results[0].cams for result in results]
 
 
-def draw(painting: Painting, results: Sequence[CAMResult], targets: Sequence[str], heading: str) -> dict[str, Panel]:
+def draw(
+    painting: PanelRenderer, results: Sequence[CAMResult], targets: Sequence[str], heading: str
+) -> dict[str, Panel]:
     """The panels of one validation, a layer each.
 
     Args:
@@ -117,7 +119,7 @@ def draw(painting: Painting, results: Sequence[CAMResult], targets: Sequence[str
     probes, look = painting.probes, painting.look
     pixels, scales, numbers = painting.on_host(results)
     (inputs, *overlays), peaks = pixels, list(scales)
-    facts = [_Facts.of(rows) for rows in numbers]
+    facts = [CaptionData.of(rows) for rows in numbers]
     panels = {}
     for number, layer in enumerate(results[0].cams):
         verdict = results[0].health[layer]
@@ -138,7 +140,7 @@ def draw(painting: Painting, results: Sequence[CAMResult], targets: Sequence[str
 
 
 @dataclass(frozen=True)
-class _Facts:
+class CaptionData:
     """What the captions say of one result, on the host: a row a probe."""
 
     targets: list[int]
@@ -147,19 +149,20 @@ class _Facts:
     prediction_probabilities: list[float]
 
     @classmethod
-    def of(cls, numbers: Tensor) -> _Facts:
+    def of(cls, numbers: Tensor) -> CaptionData:
+        """From `(N, 4)` numbers on the host."""
         targets, predictions, *probabilities = zip(*numbers.tolist(), strict=True)
         return cls([int(x) for x in targets], [int(x) for x in predictions], *(list(p) for p in probabilities))
 
 
 def _numbers(result: CAMResult) -> Tensor:
-    """What a `_Facts` is made of, on the device: `(N, 4)`."""
+    """What a `CaptionData` is made of, on the device: `(N, 4)`."""
     rows = torch.stack([result.targets, result.predictions], dim=1)
     return torch.cat([rows.float(), result.probabilities.gather(1, rows)], dim=1)
 
 
 def _column(
-    facts: _Facts, verdict: LayerHealth, title: str, look: Look, overlays: Tensor, peaks: Tensor
+    facts: CaptionData, verdict: LayerHealth, title: str, look: Look, overlays: Tensor, peaks: Tensor
 ) -> PanelColumn:
     captions = []
     bridged = verdict.bridged or (False,) * len(verdict.state)
@@ -186,7 +189,7 @@ def _verdict_text(state: GradientState, verdict: LayerHealth) -> str | None:
     return _VERDICTS[state] + cause
 
 
-def _input_captions(probes: ProbeSet, facts: _Facts, look: Look) -> tuple[str, ...]:
+def _input_captions(probes: ProbeSet, facts: CaptionData, look: Look) -> tuple[str, ...]:
     captions = []
     for i, name in enumerate(probes.names):
         lines = [name]
@@ -198,7 +201,7 @@ def _input_captions(probes: ProbeSet, facts: _Facts, look: Look) -> tuple[str, .
     return tuple(captions)
 
 
-def _correct(probes: ProbeSet, facts: _Facts) -> tuple[bool | None, ...]:
+def _correct(probes: ProbeSet, facts: CaptionData) -> tuple[bool | None, ...]:
     if probes.labels is None:
         return (None,) * len(probes)
     return tuple(int(label) == seen for label, seen in zip(probes.labels, facts.predictions, strict=True))

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from gradcam_callback.records import BadInputError, Panel, PanelColumn
+from gradcam_callback.errors import BadInputError
+from gradcam_callback.results import Panel, PanelColumn
 
 Pixels = NDArray[np.uint8]
 Colour = tuple[int, int, int]

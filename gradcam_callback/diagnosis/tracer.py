@@ -7,18 +7,6 @@ a detached alias, the input that a custom function returns. So of an unknown ten
 the graph of autograd. Where memory that carries a gradient appears again without one, and no call was seen that took it
 away, a step without a name and without a line stands for what happened.
 
-Note [What the wall makes impossible]
-
-Some calls work under `no_grad`, where people's validation runs, and raise with gradients on: `numpy()`, `out=`,
-`requires_grad = False` on what is no leaf, an operation that would save a tensor made in inference mode. A model must
-not fail because it is watched. So such a call is done as it would be without gradients: on detached tensors, or on a
-copy.
-
-Note [Inference mode is softened]
-
-A tensor made in inference mode can never carry a gradient again. While a model is watched, such a block of its own
-therefore only switches gradients off, like `no_grad`. It computes the same values, it can be crossed, and a layer that
-runs in it can switch them on again.
 """
 
 from __future__ import annotations
@@ -26,24 +14,32 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import CodeType, FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import resolve_name
 from torch.utils.hooks import RemovableHandle
 
 from gradcam_callback.causes import Cause
-from gradcam_callback.traces import Frame, Step, Trace, Use, frame_of
+from gradcam_callback.diagnosis.trace import Frame, Step, Trace, Use, frame_of
+from gradcam_callback.engine.no_grad_fallback import (
+    NoGradFallback,
+    disables_grad,
+    inference_as_no_grad,
+    map_tensors,
+    tensors_in,
+)
 
-_OURS = os.path.dirname(os.path.abspath(__file__))
-_CALL_FILE = os.path.join(_OURS, "explain.py")
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_DEMO = os.path.join(_PACKAGE, "demo", "")  # its networks are explained like anybody's
+_CALL_FILE = os.path.join(_PACKAGE, "engine", "explain.py")
 
 _DETACHING = (torch.Tensor.detach, torch.Tensor.detach_, torch.detach, torch.detach_, torch.Tensor.data.__get__)  # type: ignore[attr-defined]
 _SET_REQUIRES_GRAD = torch.Tensor.requires_grad.__set__  # type: ignore[attr-defined]
@@ -62,65 +58,7 @@ _SHAPE_ONLY = {"new_zeros", "new_ones", "new_full", "new_empty", "new_empty_stri
 _LIKE_SECOND = {"expand_as", "view_as", "reshape_as", "type_as", "to"}
 
 
-class Lenient(TorchFunctionMode):
-    """Calls that only gradients make impossible are done without them.
-
-    See Note [What the wall makes impossible].
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        # Views that were told to require no gradient: they cannot be detached in place, so another goes on for them.
-        self._replaced: dict[int, tuple[Tensor, Tensor]] = {}
-        self._refusal = ""  # what torch said to the last call that it would not do
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Call a torch function, if need be without gradients."""
-        return self._call(func, *self._as_replaced(args, dict(kwargs or {})))
-
-    def _as_replaced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if not self._replaced:
-            return args, kwargs
-        return _mapped(args, self._replacement), _mapped(kwargs, self._replacement)
-
-    def _replacement(self, tensor: Tensor) -> Tensor:
-        return self._replaced.get(id(tensor), (tensor, tensor))[1]
-
-    def _call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        try:
-            return func(*args, **kwargs)
-        except (RuntimeError, BufferError) as error:
-            self._refusal = str(error)
-            tensors = list(_tensors((args, kwargs)))
-            if _switches_off(func, args, kwargs) or func is torch.Tensor.detach_:
-                return self._switched_off(func, args[0])
-            if any(tensor.is_inference() for tensor in tensors) and not torch.is_inference_mode_enabled():
-                return func(*_mapped(args, _plain), **_mapped(kwargs, _plain))
-            if not any(tensor.requires_grad for tensor in tensors):
-                raise
-            with torch.no_grad():
-                return func(*_mapped(args, _detached), **_mapped(kwargs, _detached))
-
-    def _switched_off(self, func: Callable[..., Any], tensor: Tensor) -> Tensor | None:
-        # In place, because it is this tensor that the caller goes on with.
-        if tensor._is_view():
-            self._replaced[id(tensor)] = tensor, tensor.detach()
-        else:
-            tensor.detach_()
-        return None if func == _SET_REQUIRES_GRAD else tensor
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.clone() if tensor.is_inference() else tensor
-
-
-def _detached(tensor: Tensor) -> Tensor:
-    return tensor.detach() if tensor.requires_grad else tensor
-
-
-class _Makers:
+class TensorProvenance:
     """Which step made a tensor. See Note [Who made a tensor]."""
 
     def __init__(self) -> None:
@@ -171,7 +109,7 @@ class _Makers:
         return self._nodes[node]
 
 
-class Tracer(Lenient):
+class Tracer(NoGradFallback):
     """Records what happens to a tensor and to all that is computed from it; on demand it crosses cuts.
 
     Args:
@@ -207,7 +145,7 @@ class Tracer(Lenient):
         self._off: tuple[Cause, int | None] | None = None  # the outermost block of the model that is in force
         self._last_mode: Cause | None = None  # that of the last operation before the layer had finished
         self._departures = 0
-        self._makers = _Makers()
+        self._makers = TensorProvenance()
         self._finite: dict[tuple[int, int], bool] = {}
         self._kept: list[Tensor] = []
         self._stack: list[str] = []
@@ -222,7 +160,7 @@ class Tracer(Lenient):
                     leave = module.register_forward_hook(self._leave, always_call=True)
                     stack.callback(enter.remove)
                     stack.callback(leave.remove)
-            stack.enter_context(softened_inference(self))
+            stack.enter_context(inference_as_no_grad(partial(self.entering, Cause.INFERENCE_MODE)))
             if self._noting_saved:
                 stack.enter_context(saved_tensors_hooks(self._note_saved, self._note_spoilt))
             stack.enter_context(self)
@@ -294,7 +232,7 @@ class Tracer(Lenient):
         """Call a torch function, record it, or cross it."""
         args, kwargs = self._as_replaced(args, dict(kwargs or {}))
         name = getattr(func, "__name__", "")
-        if os.path.dirname(sys._getframe(1).f_code.co_filename) == _OURS and name != "_set_grad_enabled":
+        if _is_internal(sys._getframe(1).f_code.co_filename) and name != "_set_grad_enabled":
             return self._call(func, args, kwargs)
         if torch.is_grad_enabled():
             self._off = None
@@ -359,7 +297,7 @@ class Tracer(Lenient):
         return self._stack[-1] if self._stack else ""
 
     def _depart(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = [*_tensors((args, kwargs))] if self._recording else []
+        given = [*tensors_in((args, kwargs))] if self._recording else []
         uses = tuple(use for tensor in given if (use := self.use_of(tensor)) is not None)
         self._departures += 1
         number = self._departures
@@ -370,8 +308,8 @@ class Tracer(Lenient):
             step = Step(index, operation, self._module(), uses, nature, None, frames, uses[0].shape, True)
             self.trace.departures.append((number, step))
         if number in self._disturb:
-            args = _mapped(args, self._disturb[number])
-            self._kept += _tensors(args)  # a pointer to its memory may be all that is left of it
+            args = map_tensors(args, self._disturb[number])
+            self._kept += tensors_in(args)  # a pointer to its memory may be all that is left of it
         return self._call(func, args, kwargs)
 
     def _record(
@@ -394,7 +332,7 @@ class Tracer(Lenient):
         # Of what switches off or listens, the result is the tensor itself, which nothing has changed.
         itself = nature is Cause.REQUIRES_GRAD_OFF or name == "register_hook"
         bases = [tensor._base for tensor in changed if tensor._base is not None]
-        made = [args[0], self._replacement(args[0])] if itself else [*_tensors(result), *changed, *bases]
+        made = [args[0], self._replacement(args[0])] if itself else [*tensors_in(result), *changed, *bases]
         if not uses or not made:
             return result
         frames, custom = self._frames()
@@ -453,7 +391,7 @@ class Tracer(Lenient):
             self._stack.append(name)
             if not self._begun:
                 self.trace.modules.append(name)
-                for tensor in _tensors(args) if self._from_inputs else ():
+                for tensor in tensors_in(args) if self._from_inputs else ():
                     self.begin(tensor)
 
         return hook
@@ -463,12 +401,17 @@ class Tracer(Lenient):
             self._stack.pop()
 
 
+def bridging(cuts: frozenset[int]) -> Callable[[], Tracer]:
+    """What makes the observer of a forward pass in which the gradient gets past these cuts."""
+    return partial(Tracer, bridged=cuts, recording=False)
+
+
 def plain_name(name: str) -> str:
     """A module's dotted name without the parts that `torch.compile` puts in."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
-class Witness(Lenient):
+class ForwardCallDetector(NoGradFallback):
     """Sees whether a module's `forward` runs, also where its hooks are passed by.
 
     Args:
@@ -493,35 +436,6 @@ class Witness(Lenient):
                 self.frames, _ = _frames({}, frame.f_back)
             frame = frame.f_back
         return self._call(func, args, dict(kwargs or {}))
-
-
-@contextmanager
-def softened_inference(tracer: Tracer | None = None) -> Iterator[None]:
-    """While a model runs, its `inference_mode` is a second `no_grad`. See Note [Inference mode is softened].
-
-    It is so in this thread alone.
-    """
-    block, thread = torch.inference_mode, threading.get_ident()
-    real_enter, real_leave = block.__enter__, block.__exit__
-
-    def enter(self: Any) -> None:
-        if threading.get_ident() != thread:
-            return real_enter(self)
-        self._gradients_before = torch.is_grad_enabled()
-        with nullcontext() if tracer is None else tracer.entering(Cause.INFERENCE_MODE):
-            torch._C._set_grad_enabled(not self.mode)
-
-    def leave(self: Any, *error: Any) -> None:
-        before = vars(self).pop("_gradients_before", None)
-        if before is None:
-            return real_leave(self, *error)
-        torch._C._set_grad_enabled(before)
-
-    block.__enter__, block.__exit__ = enter, leave  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        block.__enter__, block.__exit__ = real_enter, real_leave  # type: ignore[method-assign]
 
 
 def disturbed(tensor: Tensor, attempt: int = 0) -> Tensor:
@@ -550,17 +464,9 @@ def _nature(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: 
     """Why the call itself ends a gradient, whatever is on or off."""
     if func in _DETACHING:
         return Cause.DETACHED
-    if _switches_off(func, args, kwargs):
+    if disables_grad(func, args, kwargs):
         return Cause.REQUIRES_GRAD_OFF
     return Cause.LEFT_TORCH if name in _COPYING | _FILLING else None
-
-
-def _switches_off(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    if func == _SET_REQUIRES_GRAD:
-        return not args[1]
-    if func == torch.Tensor.requires_grad_:
-        return not (args[1] if len(args) > 1 else kwargs.get("requires_grad", True))
-    return False
 
 
 def _spoken(func: Callable[..., Any], name: str) -> str:
@@ -575,29 +481,7 @@ def _given(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Ten
         args = args[:1]
     elif name in _SHAPE_ONLY or name.endswith("_like"):
         args = args[1:]
-    return list(_tensors((args, kwargs)))
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _tensors(tuple(value.values()))
-    elif isinstance(value, slice):
-        yield from _tensors((value.start, value.stop, value.step))
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
-
-
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: _mapped(item, change) for key, item in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(_mapped(item, change) for item in value)
-    return value
+    return list(tensors_in((args, kwargs)))
 
 
 def _node(tensor: Tensor) -> Any:
@@ -657,10 +541,15 @@ def _frames(functions: Mapping[CodeType, str], start: FrameType | None = None) -
         file = frame.f_code.co_filename
         if frame.f_code in functions:
             custom, frames = functions[frame.f_code], []
-        elif os.path.dirname(file) != _OURS:
+        elif not _is_internal(file):
             frames.append(frame_of(frame, frame.f_lineno))
         frame = frame.f_back
     return tuple(frames), custom
+
+
+def _is_internal(file: str) -> bool:
+    """Whether a file is part of this package, and not the user's."""
+    return file.startswith(_PACKAGE + os.sep) and not file.startswith(_DEMO)
 
 
 def _is_boundary(frame: FrameType) -> bool:

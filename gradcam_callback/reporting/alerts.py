@@ -9,18 +9,10 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
-from gradcam_callback.causes import Cause, Trouble, meaning, remedy
-from gradcam_callback.records import CAMResult, Diagnosis, GradientState, LayerHealth, SourceLocation, name_share
+from gradcam_callback.causes import CallbackIssue, Cause, meaning, remedy
+from gradcam_callback.results import CAMResult, Diagnosis, GradientState, LayerHealth, SourceLocation, name_share
 
 DOCS = "docs/why-is-my-gradient-none.md"
-
-
-class GradientNullWarning(UserWarning):
-    """A probe has no usable gradient at a target layer; there is no heatmap for it."""
-
-
-class GradientNullError(RuntimeError):
-    """The same, with `on_null: raise`."""
 
 
 class Status(str, Enum):
@@ -50,7 +42,7 @@ class Finding:
     """
 
     subject: str
-    cause: Cause | Trouble | None
+    cause: Cause | CallbackIssue | None
     probes: tuple[int, ...]
     targets: tuple[str, ...]
     message: str
@@ -75,7 +67,7 @@ class Finding:
     @property
     def is_null(self) -> bool:
         """Whether it concerns a gradient, and not the callback's own work."""
-        return not isinstance(self.cause, Trouble)
+        return not isinstance(self.cause, CallbackIssue)
 
     @property
     def identity(self) -> tuple[Any, ...]:
@@ -106,7 +98,7 @@ class Alert:
         return self.finding.subject if self.finding.is_null and self.cause is not Cause.FORWARD_FAILED else None
 
     @property
-    def cause(self) -> Cause | Trouble | None:
+    def cause(self) -> Cause | CallbackIssue | None:
         """Why; None where it is not known."""
         return self.finding.cause
 
@@ -187,7 +179,7 @@ class Alert:
         return f"{self.message} {self.remedy}"
 
 
-class AlertBook:
+class AlertTracker:
     """Remembers what is wrong, and says what is new about it.
 
     Attributes:
@@ -278,21 +270,21 @@ def failed(subject: str, what: str, error: Exception) -> Finding:
     """What is wrong where the callback's own work failed."""
     message = f"{what}: {type(error).__name__}: {str(error).rstrip('.')}."
     advice = "The training goes on as if the callback were not there."
-    return Finding(subject, Trouble.CALLBACK_FAILED, (), (), message, advice)
+    return Finding(subject, CallbackIssue.CALLBACK_FAILED, (), (), message, advice)
 
 
 def short_of_memory(portion: int) -> Finding:
     """What is wrong where the probes have to be taken in portions."""
     message = f"There is too little memory for all probes at once: they are taken {portion} at a time from now on."
     advice = "The maps are the same, and take a little longer. Use fewer probes, or a smaller batch in validation."
-    return Finding("memory", Trouble.SHORT_OF_MEMORY, (), (), message, advice)
+    return Finding("memory", CallbackIssue.SHORT_OF_MEMORY, (), (), message, advice)
 
 
 def unsupported_strategy(reason: str) -> Finding:
     """What is wrong where no map can be computed under the trainer's strategy."""
     message = f"There are no Grad-CAM maps under this strategy: {reason}."
     advice = "Use DDP, or ModelParallelStrategy with fully_shard (FSDP2). The training goes on without maps."
-    return Finding("strategy", Trouble.UNSUPPORTED_STRATEGY, (), (), message, advice)
+    return Finding("strategy", CallbackIssue.UNSUPPORTED_STRATEGY, (), (), message, advice)
 
 
 def _undiagnosed(layer: str, verdict: LayerHealth, targets: Sequence[str]) -> Finding:
@@ -304,10 +296,10 @@ def _undiagnosed(layer: str, verdict: LayerHealth, targets: Sequence[str]) -> Fi
     return Finding(layer, cause, verdict.null_probes, tuple(targets), message, remedy(cause))
 
 
-def _cause(slug: str | None) -> Cause | Trouble | None:
+def _cause(slug: str | None) -> Cause | CallbackIssue | None:
     if slug is None:
         return None
-    return Cause(slug) if slug in {cause.value for cause in Cause} else Trouble(slug)
+    return Cause(slug) if slug in {cause.value for cause in Cause} else CallbackIssue(slug)
 
 
 def _code_around(location: SourceLocation, reach: int = 2) -> str:

@@ -26,16 +26,9 @@ from torch.utils.data import (
     Dataset,
 )
 
-from gradcam_callback.datasets import (
-    all_transforms,
-    find_class_names,
-    find_statistics,
-    first_dataset,
-    image_transforms,
-    known_labels,
-)
-from gradcam_callback.generators import sealed
-from gradcam_callback.loaders import (
+from gradcam_callback.engine.generators import sealed
+from gradcam_callback.errors import BadInputError
+from gradcam_callback.probes.batches import (
     as_images,
     class_indices,
     find_entry,
@@ -46,7 +39,15 @@ from gradcam_callback.loaders import (
     sample_pool,
     shortfall,
 )
-from gradcam_callback.records import BadInputError, ProbeSet
+from gradcam_callback.probes.datasets import (
+    all_transforms,
+    find_class_names,
+    find_statistics,
+    first_dataset,
+    image_transforms,
+    known_labels,
+)
+from gradcam_callback.results import ProbeSet
 
 Transfer = Callable[[Any, int], Any]
 """`(batch, dataloader_idx)` to the batch as the model gets it: what Lightning's batch-transfer hooks make of it."""

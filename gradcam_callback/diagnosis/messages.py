@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gradcam_callback.causes import Cause, meaning, remedy
-from gradcam_callback.records import Cut, GradientState, LayerHealth, SourceLocation, name_call, name_probes, name_share
+from gradcam_callback.results import Cut, GradientState, LayerHealth, SourceLocation, name_call, name_probes, name_share
 
 _STATES = {
     GradientState.NONE: "the gradient is None",

@@ -12,7 +12,7 @@ from torch.utils.data import (
     Subset,
 )
 
-from gradcam_callback.loaders import class_indices
+from gradcam_callback.probes.batches import class_indices
 
 
 def first_dataset(loaders: Sequence[Any]) -> Any:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradcam_callback.records import BadInputError, split_call
+from gradcam_callback.errors import BadInputError
+from gradcam_callback.results import split_call
 
 AUTO = "auto"
 

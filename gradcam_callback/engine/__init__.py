@@ -1,0 +1,1 @@
+"""From a model and a batch to class activation maps. Knows no Trainer."""

@@ -1,0 +1,1 @@
+"""One probe pass over processes, portions of memory and devices."""

@@ -1,0 +1,1 @@
+"""The fixed images: where they come from, and what is known about them."""

@@ -1,0 +1,1 @@
+"""What is written for people: alerts, panels, and where they go."""
