@@ -31,6 +31,7 @@ from gradcam_callback import trainer_context as setting
 from gradcam_callback.causes import CallbackIssue
 from gradcam_callback.diagnosis import diagnoser as diagnosis
 from gradcam_callback.engine import layers, methods
+from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.errors import BadInputError, ForwardFailedError, GradientNullError
 from gradcam_callback.execution.probe_pass import ProbePass, ProbePassResult
 from gradcam_callback.options import OnNull, Scale, TargetSpec
@@ -146,7 +147,7 @@ class GradCAMCallback(Callback):
         self.last_result: CAMResult | None = None
         self.probes: ProbeSet | None = None
         self._journal = AlertReporter(on_null)
-        self._observer = ProbePass(self.target_layers, method, output, bridge)
+        self._observer = self._probe_pass()
         self._model: weakref.ref[LightningModule] | None = None
         self._loaded: dict[str, Any] = {}
         self._resumed: dict[str, Any] = {}
@@ -238,7 +239,7 @@ class GradCAMCallback(Callback):
             raise BadInputError(str(self.alerts[-1]) if self.alerts else "There are no data to take probes from.")
         images, wanted = self.probes.images, self._wanted(self.probes)
         with trainer.precision_plugin.forward_context():
-            self._observer.choose(pl_module, images)
+            self._observer.select_auto(pl_module, images)
             return [
                 (title, diagnosis.diagnose(pl_module, images, layer, target=target, output=self.output))
                 for layer in self._observer.layers
@@ -291,12 +292,15 @@ class GradCAMCallback(Callback):
         if self._model is None or self._model() is not pl_module:
             self._forget()
         self._model = weakref.ref(pl_module)
-        self._observer.ranks = setting.ranks_of(trainer)
-        self._observer.settle(pl_module)
+        self._observer.processes = setting.ranks_of(trainer)
+        self._observer.resolve(pl_module)
+
+    def _probe_pass(self) -> ProbePass:
+        return ProbePass(CAMRequest.of(self.target_layers, method=self.method, output=self.output), self.bridge)
 
     def _forget(self) -> None:
         """Forget what belongs to one training of one model. The alerts stay on record."""
-        self._observer = ProbePass(self.target_layers, self.method, self.output, self.bridge)
+        self._observer = self._probe_pass()
         self._journal.book.forget()
         self._last_epoch = self.probes = None
         self._told_of_calls.clear()
@@ -360,7 +364,7 @@ class GradCAMCallback(Callback):
 
     def _captured_for_all(self, trainer: Trainer, loaders: Sequence[Any]) -> ProbeSet:
         """The probes of the first process, in each on its own device."""
-        ranks, moved = self._observer.ranks, list[torch.Tensor]()
+        ranks, moved = self._observer.processes, list[torch.Tensor]()
         probes = ranks.from_rank_zero(lambda: self._captured(trainer, loaders))
         # Together, because there may be no room for them in one process alone.
         ranks.gather(lambda: moved.append(probes.images.to(trainer.strategy.root_device)))
@@ -372,7 +376,7 @@ class GradCAMCallback(Callback):
             probes = self.source.capture(loaders, partial(setting.transfer, trainer), self._resumed.get("indices"))
             # A source of the user's own images does not pass them through the batch hooks.
             images = trainer.precision_plugin.convert_input(probes.images)
-        return replace(probes, images=images.cpu() if self._observer.ranks.size > 1 else images)
+        return replace(probes, images=images.cpu() if self._observer.processes.size > 1 else images)
 
     def _judge_probes(self, probes: ProbeSet) -> list[Finding]:
         if self._resumed.get("fingerprint", probes.fingerprint) != probes.fingerprint:
@@ -395,7 +399,7 @@ class GradCAMCallback(Callback):
             painting = panels.PanelRenderer(self.probes, self._look_of(self.probes))
             observation = self._observe(trainer, pl_module, painting)
             self._note_health(trainer, observation)
-            self._draw(trainer, painting, observation.results)
+            self._draw(trainer, painting, observation)
         except BadInputError:
             raise
         except Exception as error:
@@ -410,7 +414,7 @@ class GradCAMCallback(Callback):
         if self.probes is None:
             # For other callbacks that watch it and would end the run without; no logger is told.
             missing = self._counts(trainer, len(self._observer.layers) * len(self.target), 0)
-            pl_module.log_dict(missing, logger=False, sync_dist=self._observer.ranks.size > 1)
+            pl_module.log_dict(missing, logger=False, sync_dist=self._observer.processes.size > 1)
             return self._say(trainer)
         started = time.perf_counter()
         scalars = self._counts(trainer, len(self.probes) * len(self._observer.layers) * len(self.target), 0)
@@ -421,7 +425,7 @@ class GradCAMCallback(Callback):
             scalars = self._scalars(trainer, observation.results)
             self._note_health(trainer, observation)
             if trainer.is_global_zero:
-                drawn = self._draw(trainer, painting, observation.results)
+                drawn = self._draw(trainer, painting, observation)
                 tagged = {self._layer_tag(trainer, layer): panel for layer, panel in drawn.items()}
                 self._journal.panels(tagged, trainer.global_step)
             self._note(trainer, ["callback"], [])
@@ -434,10 +438,10 @@ class GradCAMCallback(Callback):
     def _observe(self, trainer: Trainer, pl_module: LightningModule, painting: panels.PanelRenderer) -> ProbePassResult:
         probes = painting.probes
         with trainer.precision_plugin.forward_context():
-            chosen = self._observer.choose(pl_module, probes.images)
+            chosen = self._observer.select_auto(pl_module, probes.images)
             if chosen is not None:
                 rank_zero_info(f"Grad-CAM explains the layer {chosen!r}, which `target_layers: auto` chose.")
-            observation = self._observer.look(pl_module, probes.images, self._wanted(probes), painting)
+            observation = self._observer.run(pl_module, probes.images, self._wanted(probes), painting.render)
         self._tell_of_calls(observation.results[0])
         return observation
 
@@ -452,9 +456,11 @@ class GradCAMCallback(Callback):
                     f"{explained}. Choose another by its number: {layer + '#0'!r} is the first."
                 )
 
-    def _draw(self, trainer: Trainer, painting: panels.PanelRenderer, results: Sequence[CAMResult]) -> dict[str, Panel]:
+    def _draw(self, trainer: Trainer, painting: panels.PanelRenderer, seen: ProbePassResult) -> dict[str, Panel]:
+        if seen.render_failure is not None:
+            raise seen.render_failure
         heading = f"{self.method} · epoch {trainer.current_epoch} · step {trainer.global_step}"
-        return panels.draw(painting, results, self._titles(), heading)
+        return panels.draw(painting, seen.rendered, seen.results, self._titles(), heading)
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, scalars: dict[str, float]) -> None:
         """The scalars, for other callbacks and for every logger.
@@ -464,7 +470,7 @@ class GradCAMCallback(Callback):
         """
         findings = []
         # All processes have the same scalars, but for the seconds, of which this makes the mean.
-        several = self._observer.ranks.size > 1
+        several = self._observer.processes.size > 1
         jobs: list[Callable[[], Any]] = [partial(pl_module.log_dict, scalars, logger=False, sync_dist=several)]
         jobs += [partial(logger.log_metrics, scalars, step=trainer.global_step) for logger in trainer.loggers]
         for job in jobs:
@@ -517,8 +523,8 @@ class GradCAMCallback(Callback):
 
     def _note_health(self, trainer: Trainer, observation: ProbePassResult) -> None:
         findings = alerts.find_nulls(observation.results, self._titles(), observation.diagnoses)
-        if observation.failure is not None:
-            findings.append(alerts.failed("diagnosis", "The cause could not be found", observation.failure))
+        if observation.diagnosis_failure is not None:
+            findings.append(alerts.failed("diagnosis", "The cause could not be found", observation.diagnosis_failure))
         if observation.portion is not None:
             findings.append(alerts.short_of_memory(observation.portion))
         layers_seen = observation.results[0].health

@@ -18,9 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 from gradcam_callback import compute_cam
 from gradcam_callback.diagnosis.tracer import inference_as_no_grad
-from gradcam_callback.engine.gradients import LayerGradient, Recording, differentiate, recorded
+from gradcam_callback.engine.capture import Recording, recorded
+from gradcam_callback.engine.gradients import LayerGradient, differentiate
 from gradcam_callback.engine.isolation import isolated
-from gradcam_callback.engine.layers import find_activation
+from gradcam_callback.engine.layouts import CHANNELS_FIRST
 
 
 class Apply(nn.Module):
@@ -41,7 +42,7 @@ def double() -> Apply:
 @contextmanager
 def recording(**layers: nn.Module) -> Iterator[dict[str, Recording]]:
     """`recorded`, inside the wall."""
-    with isolated(nn.ModuleDict(layers)), recorded(layers, find_activation) as recordings:
+    with isolated(nn.ModuleDict(layers)), recorded(layers, CHANNELS_FIRST.find_activation) as recordings:
         yield recordings
 
 
@@ -70,7 +71,7 @@ def test_each_sample_has_the_gradient_of_its_own_score(maps: Tensor) -> None:
     found = gradient_of(lambda layer: total(weights * layer(maps) ** 2))
     assert torch.equal(found.activation, 2 * maps)
     assert torch.equal(found.gradient, 2 * weights * 2 * maps)
-    assert found.refused is None
+    assert found.unusable_output is None
     assert not found.activation.requires_grad
     assert not found.gradient.requires_grad
 
@@ -93,7 +94,7 @@ def test_the_activation_is_the_layers_and_not_that_after_an_operation_in_place(
 ) -> None:
     after, expected = IN_PLACE[name]
     layer = nn.Conv2d(1, 1, 1) if trainable else double()
-    with recorded({"layer": layer}, find_activation) as recordings:
+    with recorded({"layer": layer}, CHANNELS_FIRST.find_activation) as recordings:
         found = differentiate(total(after(layer(maps))), recordings)["layer"]
     activation = layer(maps).detach()
     assert torch.equal(found.activation, activation)
@@ -259,7 +260,7 @@ def test_an_output_without_space_is_refused_and_kept_for_the_message() -> None:
         layer(torch.ones(2, 3))
         rows = layer(torch.ones(2, 4))
         found = differentiate(total(rows).requires_grad_(), recordings)
-    assert found["layer"].refused is rows
+    assert found["layer"].unusable_output is rows
     assert found["layer"].activation is found["layer"].gradient is None
     assert found["never"] == LayerGradient(None, None, None)
 
@@ -274,7 +275,7 @@ def test_a_map_among_the_calls_is_enough(maps: Tensor) -> None:
         return total(kept[0] * 3)
 
     found = gradient_of(use, layer)
-    assert found.refused is None
+    assert found.unusable_output is None
     assert torch.equal(found.gradient, torch.full_like(maps, 3))
 
 
@@ -358,7 +359,7 @@ def test_whether_gradients_are_on_is_put_back(maps: Tensor) -> None:
     layer = double()
     for mode in (False, True):
         with torch.set_grad_enabled(mode):
-            with recorded({"layer": layer}, find_activation):
+            with recorded({"layer": layer}, CHANNELS_FIRST.find_activation):
                 layer(maps)
                 assert torch.is_grad_enabled()
             assert torch.is_grad_enabled() == mode
@@ -439,10 +440,13 @@ def test_a_layer_behind_another_in_a_block_without_gradients_is_told() -> None:
     with recording(first=first, second=second) as recordings:
         behind = first(maps)
         second(behind)
-        assert not any(recording.reopened for recording in recordings.values())
+        assert not any(recording.grad_reenabled_calls for recording in recordings.values())
         with torch.no_grad():
             second(behind)
-        assert {name: recording.reopened for name, recording in recordings.items()} == {"first": [], "second": [1]}
+        assert {name: recording.grad_reenabled_calls for name, recording in recordings.items()} == {
+            "first": [],
+            "second": [1],
+        }
 
 
 # Several scores, half precision
@@ -538,7 +542,9 @@ def test_hooks_are_gone_when_the_model_raises(maps: Tensor) -> None:
 
 def test_no_grad_is_left_on_a_parameter() -> None:
     layer, head = nn.Conv2d(1, 2, 1), nn.Linear(2, 1)
-    with recorded({"layer": layer}, find_activation) as recordings:  # without the wall: both are trainable
+    with recorded(
+        {"layer": layer}, CHANNELS_FIRST.find_activation
+    ) as recordings:  # without the wall: both are trainable
         scores = head(layer(torch.ones(2, 1, 2, 2)).mean((2, 3)))[:, 0]
         found = differentiate(scores, recordings)["layer"]
     torch.testing.assert_close(found.gradient, (head.weight / 4).view(1, 2, 1, 1).expand(2, 2, 2, 2).detach())
@@ -590,7 +596,7 @@ def test_nothing_is_recorded_before_the_layer(maps: Tensor) -> None:
     stem.register_forward_hook(lambda _module, _args, output: histories.append(output.grad_fn))
     with recording(layer=layer, beside=stem) as recordings:
         del recordings["beside"]
-    with isolated(stem), recorded({"layer": layer}, find_activation) as recordings:
+    with isolated(stem), recorded({"layer": layer}, CHANNELS_FIRST.find_activation) as recordings:
         differentiate(total(layer(stem(maps))), recordings)
     assert histories == [None]
 

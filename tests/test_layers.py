@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradcam_callback.engine.layers import check_names, describe_output, find_activation, find_layers, spatial_layers
+from gradcam_callback.engine.auto import spatial_layers
+from gradcam_callback.engine.layers import check_names, find_layers
+from gradcam_callback.engine.layouts import CHANNELS_FIRST, describe_output
 
 
 class Block(nn.Module):
@@ -252,12 +254,12 @@ Pair = namedtuple("Pair", "first second")
     ids=lambda output: describe_output(output)[:60],
 )
 def test_the_first_map_is_found_wherever_it_lies(output: Any) -> None:
-    assert find_activation(output) is MAP
+    assert CHANNELS_FIRST.find_activation(output) is MAP
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_maps_are_of_any_floating_type(dtype: torch.dtype) -> None:
-    assert find_activation(MAP.to(dtype)) is not None
+    assert CHANNELS_FIRST.find_activation(MAP.to(dtype)) is not None
 
 
 @pytest.mark.parametrize(
@@ -278,7 +280,7 @@ def test_maps_are_of_any_floating_type(dtype: torch.dtype) -> None:
     ids=lambda output: describe_output(output)[:60],
 )
 def test_what_has_no_space_is_no_map(output: Any) -> None:
-    assert find_activation(output) is None
+    assert CHANNELS_FIRST.find_activation(output) is None
 
 
 @pytest.mark.parametrize(
@@ -295,6 +297,9 @@ def test_an_output_is_described_in_words(output: Any, words: str) -> None:
 
 
 # Which layers return maps
+
+
+IMAGES = torch.ones(2, 1, 4, 4)
 
 
 class Branching(nn.Module):
@@ -316,7 +321,7 @@ class Branching(nn.Module):
 
 def test_layers_are_seen_in_the_order_in_which_they_finish() -> None:
     model = Branching()
-    with spatial_layers(model, 2) as seen:
+    with spatial_layers(model, IMAGES) as seen:
         assert seen == {}
         model(torch.ones(2, 1, 4, 4))
     assert list(seen) == ["inner.0", "inner.1", "inner", "stem"]
@@ -326,10 +331,10 @@ def test_layers_are_seen_in_the_order_in_which_they_finish() -> None:
 def test_no_hook_is_left_and_none_changes_the_order_of_the_users_hooks() -> None:
     model = Branching()
     handle = model.stem.register_forward_hook(lambda *_: None)
-    with spatial_layers(model, 2):
+    with spatial_layers(model, IMAGES):
         assert all(module._forward_hooks for name, module in model.named_modules() if name)
     assert list(model.stem._forward_hooks) == [handle.id]
-    with pytest.raises(RuntimeError, match="channels"), spatial_layers(model, 2):
+    with pytest.raises(RuntimeError, match="channels"), spatial_layers(model, IMAGES):
         model(torch.ones(2, 3, 4, 4))
     assert list(model.stem._forward_hooks) == [handle.id]
     assert not any(module._forward_hooks for module in model.modules() if module is not model.stem)
@@ -339,7 +344,7 @@ def test_the_watch_looks_and_does_not_touch() -> None:
     model = Branching().eval()
     images = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     logits = model(images)
-    with spatial_layers(model, 2):
+    with spatial_layers(model, IMAGES):
         assert torch.equal(model(images), logits)
 
 
@@ -348,7 +353,7 @@ def test_a_scripted_child_is_passed_over() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = nn.Sequential(torch.jit.script(nn.Sequential(nn.ReLU())), nn.Conv2d(1, 2, 1))
-    with spatial_layers(model, 2) as seen:
+    with spatial_layers(model, IMAGES) as seen:
         model(torch.ones(2, 1, 4, 4))
     assert list(seen)[-1] == "1"
 
@@ -356,10 +361,10 @@ def test_a_scripted_child_is_passed_over() -> None:
 def test_the_names_seen_in_a_compiled_model_are_those_of_the_model() -> None:
     model = Branching()
     model.inner = compiled(model.inner)
-    with torch.compiler.set_stance("force_eager"), spatial_layers(model, 2) as seen:
+    with torch.compiler.set_stance("force_eager"), spatial_layers(model, IMAGES) as seen:
         model(torch.ones(2, 1, 4, 4))
     assert list(seen) == ["inner.0", "inner.1", "inner", "stem"]
     whole = compiled(nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU()))
-    with torch.compiler.set_stance("force_eager"), spatial_layers(whole, 2) as seen:
+    with torch.compiler.set_stance("force_eager"), spatial_layers(whole, IMAGES) as seen:
         whole(torch.ones(2, 1, 4, 4))
     assert list(seen) == ["0", "1"]

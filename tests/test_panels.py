@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,8 +54,12 @@ def cam_result(
 
 def panel_of(results: list[CAMResult], titles: list[str], probes: ProbeSet | None = None, look: Look = LOOK) -> Panel:
     painting = PanelRenderer(probe_set(len(results[0].targets)) if probes is None else probes, look)
-    panel = draw(painting, results, titles, "gradcam")
-    return panel[LAYER]
+    return drawn(painting, results, titles)[LAYER]
+
+
+def drawn(painting: PanelRenderer, results: list[CAMResult], titles: list[str]) -> dict[str, Panel]:
+    on_device: Any = SimpleNamespace(by_target=results)
+    return draw(painting, painting.render(on_device), results, titles, "gradcam")
 
 
 # Words
@@ -222,9 +227,8 @@ def test_each_map_stands_in_its_own_layer_and_column() -> None:
         cam_result(verdict(OK, OK)), cams={"a": hot((4, 4), (0, 0)), "b": hot((9, 7), (0, -1))}, health=health
     )
     second = replace(first, cams={"a": hot((4, 4), (-1, 0)), "b": hot((9, 7), (-1, -1))})
-    panels = draw(
-        PanelRenderer(probe_set(), replace(LOOK, opacity=1.0)), [first, second], ["predicted", "ant"], "gradcam"
-    )
+    painting = PanelRenderer(probe_set(), replace(LOOK, opacity=1.0))
+    panels = drawn(painting, [first, second], ["predicted", "ant"])
 
     assert list(panels) == ["a", "b"]
     assert panels["a"].inputs.equal(panels["b"].inputs)
@@ -271,37 +275,14 @@ def test_panels_of_one_run_have_one_size(tmp_path: Path) -> None:
 
 
 def test_file_names_reach_the_caption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Panel] = []
+    composed: list[Panel] = []
     compose = picture.compose
-    monkeypatch.setattr(picture, "compose", lambda panel: (drawn.append(panel), compose(panel))[1])
+    monkeypatch.setattr(picture, "compose", lambda panel: (composed.append(panel), compose(panel))[1])
     images = torch.stack([Spots()[index][0] for index in range(2)])
     probes = TensorProbes(images, names=["IMG_1.jpg", "IMG_2.jpg"])
     make_run(tmp_path, GradCAMCallback(target_layers="model.stage", probes=probes), max_epochs=1).fit()
 
-    assert [caption.split("\n")[0] for caption in drawn[0].captions] == ["IMG_1.jpg", "IMG_2.jpg"]
-    assert drawn[0].title.startswith("model.stage")
+    assert [caption.split("\n")[0] for caption in composed[0].captions] == ["IMG_1.jpg", "IMG_2.jpg"]
+    assert composed[0].title.startswith("model.stage")
     for word in ("gradcam", "epoch 0", "step 3"):
-        assert word in drawn[0].title
-
-
-# The way to the host
-
-
-def test_tiles_that_came_along_are_not_painted_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    painted, original = [], PanelRenderer._painted
-    monkeypatch.setattr(PanelRenderer, "_painted", lambda self, results: painted.append(1) or original(self, results))
-    painting, results = PanelRenderer(probe_set(), LOOK), [cam_result(verdict(OK, OK))]
-    painting.arrive(painting.board(results))
-    draw(painting, results, ["predicted"], "gradcam")
-    assert len(painted) == 1
-
-    other = [replace(results[0], cams={layer: cam * 2 for layer, cam in results[0].cams.items()})]
-    draw(painting, other, ["predicted"], "gradcam")
-    assert len(painted) == 2  # the tiles that came along are of other maps
-
-
-def test_what_cannot_be_painted_is_told_where_the_tiles_are_asked_for() -> None:
-    painting, results = PanelRenderer(probe_set(), replace(LOOK, mean=[0.5, 0.5])), [cam_result(verdict(OK, OK))]
-    painting.arrive(painting.board(results))
-    with pytest.raises(ValueError, match="mean has 2 numbers"):
-        painting.on_host(results)
+        assert word in composed[0].title

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,12 +32,16 @@ from gradcam_callback.diagnosis import search as evidence
 from gradcam_callback.diagnosis.search import END, Evidence, Flow
 from gradcam_callback.diagnosis.trace import Frame, Step, Trace, Use, frame_of
 from gradcam_callback.diagnosis.tracer import ATTEMPTS, ForwardCallDetector, Tracer, disturbed, plain_name
-from gradcam_callback.engine import explain, gradients, health, layers
-from gradcam_callback.engine.isolation import isolated
+from gradcam_callback.engine import capture, explain, forward, gradients, health, layers
+from gradcam_callback.engine.device_results import judge
+from gradcam_callback.engine.layouts import CHANNELS_FIRST
 from gradcam_callback.engine.memory import is_out_of_memory
 from gradcam_callback.engine.no_grad_fallback import inference_as_no_grad
-from gradcam_callback.engine.targets import OutputSpec
-from gradcam_callback.results import Cut, Diagnosis, GradientState, LayerHealth, Target, split_call
+from gradcam_callback.engine.replica import ReplicaOptions, isolated
+from gradcam_callback.engine.request import CAMRequest
+from gradcam_callback.engine.targets import OutputSpec, Target, TargetInput, as_target
+from gradcam_callback.engine.transfer import copy_to_host
+from gradcam_callback.results import Cut, Diagnosis, GradientState, LayerHealth, SourceLocation, split_call
 
 # How many cuts in a row are crossed, and how many departures are tried, before the search is given up.
 _PATIENCE = 16
@@ -54,11 +59,18 @@ _HALF_PRECISION_SCALE = 1024.0
 _UNDERFLOW = (
     "It is computed in half precision, in which a gradient this small becomes zero; float32 or bfloat16 keep it."
 )
+_NO_OPTIONS = ReplicaOptions()
 _UNKNOWN = "By which line is not known: no torch function was seen to do it."
 
 
 def diagnose(
-    model: nn.Module, inputs: Tensor, target_layer: str, *, target: Target = "predicted", output: OutputSpec = None
+    model: nn.Module,
+    inputs: Tensor,
+    target_layer: str,
+    *,
+    target: TargetInput = "predicted",
+    output: OutputSpec = None,
+    options: ReplicaOptions = _NO_OPTIONS,
 ) -> Diagnosis:
     """Find out why samples have no usable gradient at a layer, and where it ends.
 
@@ -71,6 +83,7 @@ def diagnose(
             `compute_cam`.
         target: As for `compute_cam`.
         output: As for `compute_cam`.
+        options: How the replica is made.
 
     Returns:
         The cause and the line; a cause of None where the gradient is there, finite and not zero. A cause without a
@@ -82,17 +95,20 @@ def diagnose(
     """
     [layer] = layers.find_layers(model, layers.check_names(target_layer))
     context = _Context.of(model)
+    request = CAMRequest.of(layer, [target], output=output)
     if _is_closed(model, layer):
-        missing = health.missing(None, explain.prepared(inputs, model), Cause.HOOK_BYPASSED)
-        verdict = health.judge({layer: missing})[layer]
-        return _Investigation(model, inputs, layer, target, output, context, verdict).conclude()
+        examined = {layer: health.missing(None, forward.prepared(inputs, model), Cause.HOOK_BYPASSED)}
+        verdict = health.judge(examined, health.pack(examined.values()).cpu())[layer]
+        return _Investigation(model, inputs, layer, as_target(target), output, context, verdict, options).conclude()
     try:
-        [result] = explain.explain(model, inputs, [layer], wanted=[target], output=output)
+        results = explain.explain(model, inputs, request, options=options)
+        [result] = judge(results, *copy_to_host([results.verdicts]))
     except Exception as error:
-        if not explain.raised_by_model(error) or is_out_of_memory(error):
+        if not forward.raised_by_model(error) or is_out_of_memory(error):
             raise
         return of_failed_forward(layer, error, len(inputs))
-    return _Investigation(model, inputs, layer, target, output, context, result.health[layer]).conclude()
+    verdict = result.health[layer]
+    return _Investigation(model, inputs, layer, as_target(target), output, context, verdict, options).conclude()
 
 
 @dataclass(frozen=True)
@@ -162,6 +178,7 @@ class _Investigation:
     output: OutputSpec
     context: _Context
     verdict: LayerHealth
+    options: ReplicaOptions
 
     def conclude(self) -> Diagnosis:
         """Choose what to look for by the state of the gradient, the worst first."""
@@ -186,11 +203,9 @@ class _Investigation:
 
     def _layer_itself(self, cause: Cause) -> Diagnosis:
         never = cause is Cause.LAYER_NOT_CALLED and self.verdict.calls == 0
-        frames = self._ran_without_hooks() if never else None
-        if frames is None:
-            return self._told(None, [Cut(cause, None, "")])
-        location = evidence.locate(frames, _module_of(frames, self.model))
-        return self._told(None, [Cut(Cause.HOOK_BYPASSED, location, "forward")])
+        ran, location = self._ran_without_hooks() if never else (False, None)
+        cut = Cut(Cause.HOOK_BYPASSED, location, "forward") if ran else Cut(cause, None, "")
+        return self._told(None, [cut])
 
     def _none(self, run: _Run) -> Diagnosis:
         if self.verdict.cause is not None:
@@ -329,16 +344,20 @@ class _Investigation:
         disturb: Mapping[int, Callable[[Tensor], Tensor]] | None = None,
         from_inputs: bool = False,
         noting_saved: bool = False,
+        change: Callable[[Tensor], Tensor] | None = None,
     ) -> _Run:
         """One traced pass."""
-        with isolated(self.model):
-            inputs = explain.prepared(self.inputs, self.model)
-            found = layers.find_layers(self.model, [self.layer])
+        with isolated(self.model, self.options) as replica, ExitStack() as hooks:
+            inputs = forward.prepared(self.inputs, replica.model)
+            found = layers.find_layers(replica.model, [self.layer])
+            if change is not None:
+                hooks.callback(_disturb(found[self.layer], change, self._call).remove)
             tracer = Tracer(bridged=bridges, disturb=disturb, noting_saved=noting_saved, from_inputs=from_inputs)
             calls = {self.layer: self._call}
-            with explain.forward_pass(self.model, inputs, found, self.output, tracer, calls) as (logits, recordings):
+            read = partial(self.target.read, output=self.output, samples=len(inputs))
+            with forward.forward_pass(replica.model, inputs, found, read, tracer, calls) as (logits, recordings):
                 end = tracer.use_of(logits)
-                scores, _ = explain.choose_scores(logits, self.target)
+                scores = self.target.score(logits).values
                 taken = gradients.differentiate(scores, recordings, keep_graph=True)[self.layer]
                 nulls = list(self.verdict.null_probes) or slice(None)
                 places = _places(tracer.trace.steps, end)
@@ -348,30 +367,28 @@ class _Investigation:
 
     def _moves_score(self, run: _Run, departures: Collection[int] = ()) -> bool:
         """Whether the null probes' scores change when departures are disturbed, or, without any, the layer's output."""
-        layer = layers.find_layers(self.model, [self.layer])[self.layer]
         for attempt in ATTEMPTS:
             change = partial(disturbed, attempt=attempt)
-            hooks = [] if departures else [_disturb(layer, change, self._call)]
             try:
-                changed = self._run(disturb=dict.fromkeys(departures, change)).scores
+                changed = self._run(
+                    disturb=dict.fromkeys(departures, change), change=None if departures else change
+                ).scores
             except Exception:  # not a possible value (an index out of range), or one that the model refuses
                 continue
-            finally:
-                for hook in hooks:
-                    hook.remove()
             nulls = list(self.verdict.null_probes)
             if not torch.allclose(changed[nulls], run.scores[nulls], rtol=0, atol=0, equal_nan=True):
                 return True
         return False
 
-    def _ran_without_hooks(self) -> tuple[Frame, ...] | None:
-        """The lines that ran the layer's `forward` past its hooks; None if nothing did."""
-        with isolated(self.model):
-            layer = layers.find_layers(self.model, [self.layer])[self.layer]
+    def _ran_without_hooks(self) -> tuple[bool, SourceLocation | None]:
+        """Whether the layer's `forward` was run past its hooks, and by which line."""
+        with isolated(self.model, self.options) as replica:
+            layer = layers.find_layers(replica.model, [self.layer])[self.layer]
             witness = ForwardCallDetector(layer)
             with witness, inference_as_no_grad():
-                explain.call_model(self.model, explain.prepared(self.inputs, self.model))
-        return witness.frames
+                forward.call_model(replica.model, forward.prepared(self.inputs, replica.model))
+            frames = witness.frames
+            return frames is not None, evidence.locate(frames or (), _module_of(frames or (), replica.model))
 
     # Words
 
@@ -507,10 +524,10 @@ def _disturb(layer: nn.Module, change: Callable[[Tensor], Tensor], call: int | N
     calls = itertools.count()
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        activation, number = layers.find_activation(output), next(calls)
+        activation, number = CHANNELS_FIRST.find_activation(output), next(calls)
         if activation is None or call not in (None, number):
             return None
-        return gradients.replaced(output, activation, change(activation))
+        return capture.replaced(output, activation, change(activation))
 
     # Before the user's hooks, which may be where the activation goes on from.
     return layer.register_forward_hook(hook, prepend=True)
@@ -533,7 +550,7 @@ def _module_of(frames: Sequence[Frame], model: nn.Module) -> str:
 def of_failed_forward(layer: str, error: Exception, probes: int) -> Diagnosis:
     """The model raised: there is nothing to trace, and the traceback says where."""
     raw = list(traceback.walk_tb(error.__traceback__))
-    call = [frame.f_code for frame, _ in raw].index(explain.call_model.__code__)
+    call = [frame.f_code for frame, _ in raw].index(forward.call_model.__code__)
     frames = [frame_of(frame, line) for frame, line in reversed(raw[call + 1 :])]
     location = evidence.locate(frames, _module_of(frames, raw[call][0].f_locals["model"]))
     cut = Cut(Cause.FORWARD_FAILED, location, "")

@@ -39,7 +39,7 @@ from gradcam_callback.engine.no_grad_fallback import (
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _DEMO = os.path.join(_PACKAGE, "demo", "")  # its networks are explained like anybody's
-_CALL_FILE = os.path.join(_PACKAGE, "engine", "explain.py")
+_CALL_FILE = os.path.join(_PACKAGE, "engine", "forward.py")
 
 _DETACHING = (torch.Tensor.detach, torch.Tensor.detach_, torch.detach, torch.detach_, torch.Tensor.data.__get__)  # type: ignore[attr-defined]
 _SET_REQUIRES_GRAD = torch.Tensor.requires_grad.__set__  # type: ignore[attr-defined]

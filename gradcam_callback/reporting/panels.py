@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradcam_callback.causes import Cause
-from gradcam_callback.engine.transfer import brought_over
+from gradcam_callback.engine.device_results import DeviceResults, TargetResult
 from gradcam_callback.reporting import rendering as picture
 from gradcam_callback.results import CAMResult, GradientState, LayerHealth, Panel, PanelColumn, ProbeSet, name_call
 
@@ -44,7 +43,7 @@ class Look:
 
 
 class PanelRenderer:
-    """The tiles of one look. They are painted on the device, and come to the host with the verdicts if they may.
+    """The tiles of one probe pass, made on the device.
 
     Args:
         probes: The images and what is known of them.
@@ -54,23 +53,9 @@ class PanelRenderer:
     def __init__(self, probes: ProbeSet, look: Look) -> None:
         self.probes = probes
         self.look = look
-        self._of: list[Tensor] = []
-        self._tensors: Sequence[Tensor] = ()
 
-    def board(self, results: Sequence[CAMResult]) -> Sequence[Tensor]:
-        """Paint, on the device; nothing where that fails, and the error is raised when it is asked for the tiles."""
-        self._of, self._tensors = _maps(results), ()
-        try:
-            return self._painted(results)
-        except Exception:
-            return ()
-
-    def arrive(self, tensors: Sequence[Tensor]) -> None:
-        """Take the tiles on the host."""
-        self._tensors = tensors
-
-    def on_host(self, results: Sequence[CAMResult]) -> Sequence[Tensor]:
-        """The tiles of these results, whether they came along or have to be painted and fetched now.
+    def render(self, results: DeviceResults) -> list[Tensor]:
+        """The tiles, to be copied to the host.
 
         Returns:
             `(1 + layers * targets, N, th, tw, 3)` uint8: the inputs and the overlays, layer by layer;
@@ -79,45 +64,45 @@ class PanelRenderer:
         Raises:
             ValueError: `mean` or `std` is for another number of channels.
         """
-        maps = _maps(results)
-        if not self._tensors or len(maps) != len(self._of) or not all(map(operator.is_, maps, self._of)):
-            self._of, self._tensors = maps, brought_over(self._painted(results))
-        return self._tensors
-
-    def _painted(self, results: Sequence[CAMResult]) -> list[Tensor]:
-        look, device = self.look, results[0].targets.device
+        look, found = self.look, results.by_target
+        device = found[0].targets.device
         table = picture.colormap_table(look.colormap).to(device, non_blocking=True)
         images = picture.displayable(self.probes.images.to(device), look.mean, look.std)
         size = picture.tile_size(*images.shape[2:])
         pairs = [
             picture.overlays(images, cam, table, look.opacity, size, shared_scale=look.shared_scale)
-            for cam in _maps(results)
+            for cam in _maps(found)
         ]
         return [
             torch.stack([picture.tiles(images, size), *(pixels for pixels, _ in pairs)]),
             torch.stack([peaks for _, peaks in pairs]),
-            torch.stack([_numbers(result) for result in results]),
+            torch.stack([_numbers(result) for result in found]),
         ]
 
 
-def _maps(results: Sequence[CAMResult]) -> list[Tensor]:
+def _maps(results: Sequence[TargetResult]) -> list[Tensor]:
     """The maps, layer by layer, and of each layer target by target."""
     return [result.cams[layer] for layer in results[0].cams for result in results]
 
 
 def draw(
-    painting: PanelRenderer, results: Sequence[CAMResult], targets: Sequence[str], heading: str
+    painting: PanelRenderer,
+    rendered: Sequence[Tensor],
+    results: Sequence[CAMResult],
+    targets: Sequence[str],
+    heading: str,
 ) -> dict[str, Panel]:
     """The panels of one validation, a layer each.
 
     Args:
         painting: Of the probes.
+        rendered: What it rendered of the results, on the host.
         results: One a target.
         targets: What the targets are called.
         heading: What stands above each panel, after the layer's name and, where it ran more than once, its call.
     """
     probes, look = painting.probes, painting.look
-    pixels, scales, numbers = painting.on_host(results)
+    pixels, scales, numbers = rendered
     (inputs, *overlays), peaks = pixels, list(scales)
     facts = [CaptionData.of(rows) for rows in numbers]
     panels = {}
@@ -155,7 +140,7 @@ class CaptionData:
         return cls([int(x) for x in targets], [int(x) for x in predictions], *(list(p) for p in probabilities))
 
 
-def _numbers(result: CAMResult) -> Tensor:
+def _numbers(result: TargetResult) -> Tensor:
     """What a `CaptionData` is made of, on the device: `(N, 4)`."""
     rows = torch.stack([result.targets, result.predictions], dim=1)
     return torch.cat([rows.float(), result.probabilities.gather(1, rows)], dim=1)

@@ -1,0 +1,34 @@
+"""A model to run in place of the one that trains; a stand-in around `isolation`, until the replica is merged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from gradcam_callback.engine import isolation
+
+
+@dataclass(frozen=True)
+class ReplicaOptions:
+    """How a replica is made."""
+
+
+@dataclass(frozen=True)
+class Replica:
+    """What runs in place of the model that trains."""
+
+    model: nn.Module
+
+    def modified_weights(self) -> tuple[str, ...]:
+        """The dotted names of the weights that a pass has written to in place."""
+        return ()
+
+
+@contextmanager
+def isolated(model: nn.Module, options: ReplicaOptions = ReplicaOptions()) -> Iterator[Replica]:
+    """A replica of the model, to run with gradients on."""
+    with isolation.isolated(model):
+        yield Replica(model)
