@@ -39,7 +39,7 @@ from gradcam_callback.probes.batches import (
     sample_pool,
     shortfall,
 )
-from gradcam_callback.probes.datasets import (
+from gradcam_callback.probes.dataset_info import (
     all_transforms,
     find_class_names,
     find_statistics,
