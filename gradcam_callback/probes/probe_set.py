@@ -6,10 +6,15 @@ Axes: `N` probes, `C` image channels, `H W` the image in pixels.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from gradcam_callback.errors import BadInputError
+from gradcam_callback.probes.dataset_info import all_transforms, find_class_names, find_statistics
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no one answer to ==
@@ -62,3 +67,46 @@ def fingerprint(images: Tensor, labels: Tensor | None) -> str:
         # NumPy has no bfloat16; as bytes every dtype passes.
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def make_probe_set(
+    dataset: Any, images: Tensor, labels: Tensor | None, names: Iterable[str], transforms: Any = None, **more: Any
+) -> ProbeSet:
+    """Put probes together with what the data set tells of them; `transforms` None takes those of the data set."""
+    transforms = all_transforms(dataset) if transforms is None else transforms
+    mean, std = find_statistics(transforms, channels=images.shape[1] if images.ndim == 4 else 1)
+    return ProbeSet(
+        images=images,
+        labels=labels,
+        names=tuple(names),
+        indices=more.pop("indices", None),
+        class_names=find_class_names(dataset),
+        mean=mean,
+        std=std,
+        fingerprint=fingerprint(images, labels),
+        **more,
+    )
+
+
+def stack_images(images: Mapping[str, Tensor]) -> Tensor:
+    """Images by name, as one tensor.
+
+    Raises:
+        ValueError: They differ in shape or dtype; the message names the first of each kind.
+    """
+    kinds = {f"{tuple(image.shape)} of {image.dtype}": name for name, image in reversed(list(images.items()))}
+    if len(kinds) > 1:
+        found = ", ".join(f"{name} is {kind}" for kind, name in reversed(list(kinds.items())))
+        raise BadInputError(
+            f"The probes differ in shape (C, H, W) or dtype: {found}. Put a resize to one height and width into the "
+            "transform."
+        )
+    return torch.stack(list(images.values()))
+
+
+def copy_tensor(tensor: Tensor) -> Tensor:
+    """A plain, contiguous tensor with memory of its own, without a graph; torchvision's subclasses are left behind.
+
+    To be called outside of inference mode, or the copy is bound to it.
+    """
+    return tensor.detach().as_subclass(Tensor).clone(memory_format=torch.contiguous_format)
