@@ -35,13 +35,15 @@ from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.errors import BadInputError, ForwardFailedError, GradientNullError
 from gradcam_callback.execution.probe_pass import ProbePass, ProbePassResult
 from gradcam_callback.options import OnNull, Scale, TargetSpec
-from gradcam_callback.probes.sources import ProbeSource, as_source
+from gradcam_callback.probes.probe_set import ProbeSet
+from gradcam_callback.probes.source import ProbeSource
+from gradcam_callback.probes.validation import as_source
 from gradcam_callback.reporting import alerts, panels
 from gradcam_callback.reporting import rendering as picture
 from gradcam_callback.reporting import sinks as events
 from gradcam_callback.reporting.alert_reporter import AlertReporter
 from gradcam_callback.reporting.alerts import Alert, Finding
-from gradcam_callback.results import CAMResult, Diagnosis, Panel, ProbeSet, Target, name_call, split_call
+from gradcam_callback.results import CAMResult, Diagnosis, Panel, Target, name_call, split_call
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
 

@@ -15,9 +15,10 @@ from models import CLASSES, Faulty, Spots, detached
 from torch import Tensor
 
 from gradcam_callback import Cause, GradCAMCallback, TensorProbes
+from gradcam_callback.probes.probe_set import ProbeSet
 from gradcam_callback.reporting import rendering as picture
 from gradcam_callback.reporting.panels import Look, PanelRenderer, class_name, draw
-from gradcam_callback.results import CAMResult, GradientState, LayerHealth, Panel, ProbeSet
+from gradcam_callback.results import CAMResult, GradientState, LayerHealth, Panel
 
 OK, NONE, ZERO, NON_FINITE = GradientState.OK, GradientState.NONE, GradientState.ZERO, GradientState.NON_FINITE
 LOOK = Look("turbo", 0.5, shared_scale=False, class_names=CLASSES, mean=None, std=None)

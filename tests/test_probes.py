@@ -11,6 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gradcam_callback.probes.sources import (
+    ImageProbes,
+    ProbeSource,
+    TensorProbes,
+    ValidationProbes,
+    as_source,
+    fingerprint,
+)
 from jsonargparse import ArgumentError, ArgumentParser
 from PIL import Image
 from torch import Tensor, nn
@@ -31,14 +39,6 @@ from torchvision import tv_tensors
 from torchvision.datasets import FakeData, VisionDataset
 from torchvision.transforms import v2
 
-from gradcam_callback.probes.sources import (
-    ImageProbes,
-    ProbeSource,
-    TensorProbes,
-    ValidationProbes,
-    as_source,
-    fingerprint,
-)
 from gradcam_callback.results import ProbeSet
 
 CLASSES = 3

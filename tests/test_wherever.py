@@ -24,8 +24,8 @@ from torch.utils.checkpoint import checkpoint
 from gradcam_callback import CAMResult, GradCAMCallback, GradientState, compute_cam
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.execution.probe_pass import ProbePass
+from gradcam_callback.probes.probe_set import ProbeSet
 from gradcam_callback.reporting import panels
-from gradcam_callback.results import ProbeSet
 
 MakeRun = Callable[..., Run]
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from typing import TypeVar
+
 from torch import nn
 
 from gradcam_callback.engine import isolation
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,3 +37,11 @@ def isolated(model: nn.Module, options: ReplicaOptions = ReplicaOptions()) -> It
     """A replica of the model, to run with gradients on."""
     with isolation.isolated(model):
         yield Replica(model)
+
+
+def copy_structure(value: T) -> T:
+    """A deep copy, or the value itself where it cannot be copied."""
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # locks, open files, generators: whatever it holds
+        return value

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from gradcam_callback.causes import Cause
 from gradcam_callback.engine.device_results import DeviceResults, TargetResult
+from gradcam_callback.probes.probe_set import ProbeSet
 from gradcam_callback.reporting import rendering as picture
-from gradcam_callback.results import CAMResult, GradientState, LayerHealth, Panel, PanelColumn, ProbeSet, name_call
+from gradcam_callback.results import CAMResult, GradientState, LayerHealth, Panel, PanelColumn, name_call
 
 _VERDICTS = {
     GradientState.NONE: "no gradient",
