@@ -31,15 +31,18 @@ from gradcam_callback import trainer_context as setting
 from gradcam_callback.causes import CallbackIssue
 from gradcam_callback.diagnosis import diagnoser as diagnosis
 from gradcam_callback.engine import layers, methods
+from gradcam_callback.engine.transfer import brought_over
 from gradcam_callback.errors import BadInputError, ForwardFailedError, GradientNullError
 from gradcam_callback.execution.probe_pass import ProbePass, ProbePassResult
 from gradcam_callback.options import OnNull, Scale, TargetSpec
 from gradcam_callback.probes.sources import ProbeSource, as_source
-from gradcam_callback.reporting import alerts, panels
-from gradcam_callback.reporting import rendering as picture
-from gradcam_callback.reporting import sinks as events
+from gradcam_callback.reporting import findings as alerts
+from gradcam_callback.reporting import panels
 from gradcam_callback.reporting.alert_reporter import AlertReporter
 from gradcam_callback.reporting.alerts import Alert, Finding
+from gradcam_callback.reporting.rendering.colormap import colormap_table
+from gradcam_callback.reporting.sinks.sink import Sink
+from gradcam_callback.reporting.tags import Tags
 from gradcam_callback.results import CAMResult, Diagnosis, Panel, ProbeSet, Target, name_call, split_call
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
@@ -89,6 +92,7 @@ class GradCAMCallback(Callback):
         mean: What the data's normalisation subtracts, a number a channel, to show the images as they were. By default
             it is taken from the data set's transforms.
         std: What it divides by, likewise.
+        channels: Which channels of the images the panels show, one or three; by default the first three.
         colormap: Any colormap that matplotlib knows.
         opacity: Of the map over the image, 0 to 1.
         scale: `each` scales every map by its own maximum; `shared` scales all probes of a panel by one, so that they
@@ -116,13 +120,14 @@ class GradCAMCallback(Callback):
         class_names: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        channels: Sequence[int] | None = None,
         colormap: str = "turbo",
         opacity: float = 0.5,
         scale: Scale = "each",
     ) -> None:
         super().__init__()
         methods.find_method(method)
-        picture.colormap_table(colormap)
+        colormap_table(colormap)
         options.check_options(every_n_epochs, opacity, class_names, output)
         options.check_choice("on_null", on_null, get_args(OnNull))
         options.check_choice("scale", scale, get_args(Scale))
@@ -139,6 +144,7 @@ class GradCAMCallback(Callback):
         self.class_names = class_names
         self.mean = mean
         self.std = std
+        self.channels = channels
         self.colormap = colormap
         self.opacity = opacity
         self.scale = scale
@@ -151,13 +157,12 @@ class GradCAMCallback(Callback):
         self._loaded: dict[str, Any] = {}
         self._resumed: dict[str, Any] = {}
         self._last_epoch: int | None = None
-        self._told_of_files = False
         self._told_of_calls: set[str] = set()
 
     @property
     def alerts(self) -> list[Alert]:
         """All alerts so far, in order."""
-        return self._journal.book.alerts
+        return self._journal.tracker.alerts
 
     # When
 
@@ -262,7 +267,7 @@ class GradCAMCallback(Callback):
         """What a checkpoint keeps: which images were looked at, how their pixels were, and the alerts."""
         state = dict(self._resumed)
         try:
-            state["alerts"] = self._journal.book.state()
+            state["alerts"] = self._journal.tracker.state()
         except Exception as error:  # the checkpoint is worth more
             _warn_of("The alerts so far could not be put into the checkpoint", error)
         if self.probes is not None:
@@ -282,7 +287,7 @@ class GradCAMCallback(Callback):
         """Go on with the images and the alerts of the training that is resumed, if one is."""
         self._resumed, self._loaded = self._loaded, {}
         if not self.alerts:
-            self._journal.book.load(self._resumed.get("alerts", []))
+            self._journal.tracker.load(self._resumed.get("alerts", []))
 
     # How
 
@@ -297,7 +302,7 @@ class GradCAMCallback(Callback):
     def _forget(self) -> None:
         """Forget what belongs to one training of one model. The alerts stay on record."""
         self._observer = ProbePass(self.target_layers, self.method, self.output, self.bridge)
-        self._journal.book.forget()
+        self._journal.reset()
         self._last_epoch = self.probes = None
         self._told_of_calls.clear()
 
@@ -308,16 +313,14 @@ class GradCAMCallback(Callback):
 
     def _open(self, trainer: Trainer) -> None:
         """Find out where to write."""
-        sink, folder = None, None
+        sinks: list[Sink] = []
+        folder = None
         with self._guard(trainer, "writing", "There is no place to write to"):
-            sink, folder = setting.place_to_write(trainer)
-        tag = self._tag(trainer, "alerts")
-        self._journal.open(sink, folder, alerts_tag=tag, silent=not trainer.is_global_zero)
-        if isinstance(sink, events.FolderSink) and not self._told_of_files:
-            message = f"There is no TensorBoardLogger: the Grad-CAM panels are written as PNG files under {folder}."
-            with suppress(UserWarning):  # where the user has made errors of warnings
-                warnings.warn(message, stacklevel=5)
-            self._told_of_files = True
+            sinks, folder = setting.place_to_write(trainer)
+        self._journal.open(sinks, alerts_tag=self._tags(trainer).alerts, silent=not trainer.is_global_zero)
+        if folder is not None:
+            text = f"There is no TensorBoardLogger: the Grad-CAM panels are written as PNG files under {folder}."
+            self._journal.notice(text)
 
     def _is_due(self, trainer: Trainer) -> bool:
         """Whether this validation is looked at: each one of an epoch that is due, and outside of `fit` always."""
@@ -356,6 +359,7 @@ class GradCAMCallback(Callback):
             )
         self.probes = probes
         self._note(trainer, ["probes"], self._judge_probes(probes))
+        self._note(trainer, ["channels"], alerts.hidden_channels(probes.images.shape[1], self.channels))
         return True
 
     def _captured_for_all(self, trainer: Trainer, loaders: Sequence[Any]) -> ProbeSet:
@@ -379,9 +383,8 @@ class GradCAMCallback(Callback):
             message = "The probes have the same indices as in the run that is resumed, and other pixels or labels."
             advice = "Maps before and after the resume show different images; look for a changed data set or transform."
             return [Finding("probes", CallbackIssue.PROBES_CHANGED, (), (), message, advice)]
-        if probes.notices:
-            advice = "The run goes on with what there is."
-            return [Finding("probes", CallbackIssue.FEWER_PROBES, (), (), " ".join(probes.notices), advice)]
+        for text in probes.notices:
+            self._journal.notice(text)
         return []
 
     def _rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -392,7 +395,7 @@ class GradCAMCallback(Callback):
         """
         assert self.probes is not None
         try:
-            painting = panels.PanelRenderer(self.probes, self._look_of(self.probes))
+            painting = _Drawing(panels.PanelRenderer(self.probes, self._look_of(self.probes)))
             observation = self._observe(trainer, pl_module, painting)
             self._note_health(trainer, observation)
             self._draw(trainer, painting, observation.results)
@@ -413,26 +416,25 @@ class GradCAMCallback(Callback):
             pl_module.log_dict(missing, logger=False, sync_dist=self._observer.ranks.size > 1)
             return self._say(trainer)
         started = time.perf_counter()
+        drawn: dict[str, Panel] = {}
         scalars = self._counts(trainer, len(self.probes) * len(self._observer.layers) * len(self.target), 0)
         try:
-            painting = panels.PanelRenderer(self.probes, self._look_of(self.probes))
+            painting = _Drawing(panels.PanelRenderer(self.probes, self._look_of(self.probes)))
             observation = self._observe(trainer, pl_module, painting)
             self.last_result = observation.results[0]
             scalars = self._scalars(trainer, observation.results)
             self._note_health(trainer, observation)
             if trainer.is_global_zero:
                 drawn = self._draw(trainer, painting, observation.results)
-                tagged = {self._layer_tag(trainer, layer): panel for layer, panel in drawn.items()}
-                self._journal.panels(tagged, trainer.global_step)
             self._note(trainer, ["callback"], [])
         except Exception as error:
             self._note_failure(trainer, error)
-        scalars[self._tag(trainer, "seconds")] = time.perf_counter() - started
+        scalars[self._tags(trainer).seconds] = time.perf_counter() - started
         self._log(trainer, pl_module, scalars)
-        self._say(trainer)
+        self._journal.publish(drawn, step=trainer.global_step, epoch=trainer.current_epoch)
 
-    def _observe(self, trainer: Trainer, pl_module: LightningModule, painting: panels.PanelRenderer) -> ProbePassResult:
-        probes = painting.probes
+    def _observe(self, trainer: Trainer, pl_module: LightningModule, painting: _Drawing) -> ProbePassResult:
+        probes = painting.renderer.probes
         with trainer.precision_plugin.forward_context():
             chosen = self._observer.choose(pl_module, probes.images)
             if chosen is not None:
@@ -452,9 +454,11 @@ class GradCAMCallback(Callback):
                     f"{explained}. Choose another by its number: {layer + '#0'!r} is the first."
                 )
 
-    def _draw(self, trainer: Trainer, painting: panels.PanelRenderer, results: Sequence[CAMResult]) -> dict[str, Panel]:
+    def _draw(self, trainer: Trainer, painting: _Drawing, results: Sequence[CAMResult]) -> dict[str, Panel]:
         heading = f"{self.method} · epoch {trainer.current_epoch} · step {trainer.global_step}"
-        return panels.draw(painting, results, self._titles(), heading)
+        tensors = painting.on_host or brought_over(painting.renderer.render(results))
+        pages = painting.renderer.panels(tensors, results, self._titles(), heading)
+        return self._tags(trainer).panels(pages)
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, scalars: dict[str, float]) -> None:
         """The scalars, for other callbacks and for every logger.
@@ -466,7 +470,7 @@ class GradCAMCallback(Callback):
         # All processes have the same scalars, but for the seconds, of which this makes the mean.
         several = self._observer.ranks.size > 1
         jobs: list[Callable[[], Any]] = [partial(pl_module.log_dict, scalars, logger=False, sync_dist=several)]
-        jobs += [partial(logger.log_metrics, scalars, step=trainer.global_step) for logger in trainer.loggers]
+        jobs += [partial(setting.log_metrics, trainer, logger, scalars) for logger in trainer.loggers]
         for job in jobs:
             try:
                 job()
@@ -479,21 +483,18 @@ class GradCAMCallback(Callback):
         nulls, empty = sum(len(verdict.null_probes) for verdict in verdicts), sum(sum(v.empty) for v in verdicts)
         scalars = self._counts(trainer, nulls, empty)
         for layer, verdict in results[0].health.items():
-            scalars[self._layer_tag(trainer, layer, "gradient_norm/")] = float(torch.nanmean(verdict.gradient_norm))
+            scalars[self._tags(trainer).gradient_norm(layer)] = float(torch.nanmean(verdict.gradient_norm))
         return scalars
 
     def _counts(self, trainer: Trainer, nulls: int, empty: int) -> dict[str, float]:
-        return {self._tag(trainer, "null_gradients"): float(nulls), self._tag(trainer, "empty_maps"): float(empty)}
+        tags = self._tags(trainer)
+        return {tags.null_gradients: float(nulls), tags.empty_maps: float(empty)}
 
-    def _tag(self, trainer: Trainer, name: str) -> str:
-        """The full name of what every callback writes. Of the second one in a trainer it ends in "_2"."""
-        place = 1 + len(self._elders(trainer))
-        return f"gradcam/{name}" if place == 1 else f"gradcam/{name}_{place}"
-
-    def _layer_tag(self, trainer: Trainer, layer: str, kind: str = "") -> str:
-        """The full name of what is written about a layer: as it is, unless an earlier callback has the layer too."""
-        is_taken = any(layer in elder._observer.layers for elder in self._elders(trainer))
-        return self._tag(trainer, kind + layer) if is_taken else f"gradcam/{kind}{layer}"
+    def _tags(self, trainer: Trainer) -> Tags:
+        """Under which tags it writes in this stage."""
+        earlier = [elder._observer.layers for elder in self._elders(trainer)]
+        stages = {TrainerFn.VALIDATING: "validate", TrainerFn.TESTING: "test"}
+        return Tags(self._observer.layers, earlier, stages.get(trainer.state.fn or TrainerFn.FITTING, "fit"))
 
     def _elders(self, trainer: Trainer) -> list[GradCAMCallback]:
         """The callbacks of this kind that come before this one in the trainer."""
@@ -532,10 +533,10 @@ class GradCAMCallback(Callback):
         self._note(trainer, ["callback", "forward"], [finding])
 
     def _note(self, trainer: Trainer, subjects: Sequence[str], findings: Sequence[Finding]) -> None:
-        self._journal.note(subjects, findings, step=trainer.global_step, epoch=trainer.current_epoch)
+        self._journal.record(subjects, findings, step=trainer.global_step, epoch=trainer.current_epoch)
 
     def _say(self, trainer: Trainer) -> None:
-        self._journal.say(step=trainer.global_step, epoch=trainer.current_epoch)
+        self._journal.publish(step=trainer.global_step, epoch=trainer.current_epoch)
 
     def _wanted(self, probes: ProbeSet) -> list[Target]:
         labels = [] if probes.labels is None else probes.labels.tolist()
@@ -545,15 +546,32 @@ class GradCAMCallback(Callback):
         names = self.class_names or (self.probes.class_names if self.probes is not None else None)
         return [target if isinstance(target, str) else panels.class_name(target, names) for target in self.target]
 
-    def _look_of(self, probes: ProbeSet) -> panels.Look:
-        return panels.Look(
+    def _look_of(self, probes: ProbeSet) -> panels.PanelStyle:
+        return panels.PanelStyle(
             colormap=self.colormap,
             opacity=self.opacity,
             shared_scale=self.scale == "shared",
             class_names=self.class_names or probes.class_names,
             mean=self.mean or probes.mean,
             std=self.std or probes.std,
+            channels=self.channels,
         )
+
+
+class _Drawing:
+    """What is drawn on the device comes to the host together with the verdicts, if it may."""
+
+    def __init__(self, renderer: panels.PanelRenderer) -> None:
+        self.renderer = renderer
+        self.on_host: Sequence[torch.Tensor] = ()
+
+    def board(self, results: Sequence[CAMResult]) -> Sequence[torch.Tensor]:
+        with suppress(Exception):  # it is tried again, and said, once the verdicts are there
+            return self.renderer.render(results)
+        return ()
+
+    def arrive(self, tensors: Sequence[torch.Tensor]) -> None:
+        self.on_host = tensors
 
 
 def _warn_of(what: str, error: Exception) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.trainer.states import RunningStage
 
 from gradcam_callback.execution.processes import ProcessGroup
-from gradcam_callback.reporting import sinks as events
+from gradcam_callback.reporting.sinks.files import AlertFile, PanelFiles, run_folder
+from gradcam_callback.reporting.sinks.sink import Sink
+from gradcam_callback.reporting.sinks.tensorboard import TensorBoardSink, ensure_room_in_events
+
+_FOLDERS: WeakKeyDictionary[Trainer, str] = WeakKeyDictionary()  # a run keeps its folder in all its stages
 
 
 def ranks_of(trainer: Trainer) -> ProcessGroup:
@@ -37,18 +41,37 @@ def obstacle(trainer: Trainer) -> str | None:
     return None
 
 
-def place_to_write(trainer: Trainer) -> tuple[events.Sink | None, Path | None]:
-    """Where panels and texts go, and the folder for the rest; None where this process has nothing to write.
+def place_to_write(trainer: Trainer) -> tuple[list[Sink], str | None]:
+    """Where reports go, and the folder of panels that become files; nothing where this process has nothing to write.
 
     Every process has to call it: asking for the log directory is a collective call.
     """
     directory = trainer.log_dir or trainer.default_root_dir
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return None, None
-    logger = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
-    if logger is not None:
-        return events.TensorBoardSink(logger.experiment), Path(logger.log_dir)
-    return events.FolderSink(Path(directory)), Path(directory)
+        return [], None
+    board = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
+    if board is not None:
+        return [TensorBoardSink(board.experiment), AlertFile(board.log_dir)], None
+    if trainer not in _FOLDERS:
+        if trainer.logger is None:
+            _FOLDERS[trainer] = run_folder(directory)
+        elif hasattr(trainer.logger, "log_dir"):
+            _FOLDERS[trainer] = str(directory)
+        else:
+            _FOLDERS[trainer] = run_folder(directory, trainer.logger.name, trainer.logger.version)
+    folder = _FOLDERS[trainer]
+    return [PanelFiles(folder), AlertFile(folder)], folder
+
+
+def log_metrics(trainer: Trainer, logger: Logger, scalars: dict[str, float]) -> None:
+    """Hand scalars to a logger.
+
+    Raises:
+        OSError: An event file has no room for them; see `reporting.sinks.room`.
+    """
+    if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:  # type: ignore[attr-defined]
+        ensure_room_in_events(logger.experiment)
+    logger.log_metrics(scalars, step=trainer.global_step)
 
 
 @contextmanager
