@@ -17,9 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gradcam_callback.callback import GradCAMCallback
-from gradcam_callback.causes import Cause
+from gradcam_callback.causes import DOCS, Cause
 from gradcam_callback.errors import BadInputError
-from gradcam_callback.reporting.alerts import DOCS
 from gradcam_callback.results import Diagnosis, PathStep
 
 HEALTHY, NULL, COULD_NOT_RUN = 0, 1, 2

@@ -163,6 +163,7 @@ class Panel:
         columns: One a target.
         table: `(256, 3)` uint8, the colormap of the colour bar.
         shared_scale: Whether all maps of a column share one scale, or each has its own.
+        input_title: What stands above the inputs.
     """
 
     title: str
@@ -172,6 +173,7 @@ class Panel:
     columns: tuple[PanelColumn, ...]
     table: Tensor
     shared_scale: bool
+    input_title: str = "input"
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -19,6 +18,10 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class ReplicaOptions:
     """How a replica is made."""
+
+    substitutes: tuple[tuple[Any, Any], ...] = ()
+    shared_types: tuple[type, ...] = ()
+    prepare: Callable[[nn.Module], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,18 @@ class ProcessGroup:
         Raises:
             PartFailedError: One of them failed. A BadInputError or a ForwardFailedError is raised as it is.
         """
-        if self.size == 1 or self.sharded:
+        return [job()] if self.sharded else self.exchange(job)
+
+    def exchange(self, job: Callable[[], T]) -> list[T]:
+        """Have every process do something that runs no model; see Note [Everyone arrives].
+
+        Returns:
+            What each gave, by rank; the same for all.
+
+        Raises:
+            PartFailedError: One of them failed. A BadInputError or a ForwardFailedError is raised as it is.
+        """
+        if self.size == 1:
             return [job()]
         outcomes: list[Any] = [None] * self.size
         dist.all_gather_object(outcomes, _attempt(job))
