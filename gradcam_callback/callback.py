@@ -180,8 +180,10 @@ class GradCAMCallback(Callback):
 
     @_harmless
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The same, where there is no sanity check."""
-        self._session_of(trainer).open(trainer)
+        """Make a dry run with images of the sanity check, if there was one."""
+        session = self._session_of(trainer)
+        session.open(trainer)
+        session.dry_run(trainer, pl_module)
 
     @_harmless
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -190,6 +192,7 @@ class GradCAMCallback(Callback):
         if session.awaits_dry_run:
             session.preview(trainer, pl_module, batch, None)
             session.dry_run(trainer, pl_module)
+            session.awaits_dry_run = False
 
     @_harmless
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -222,11 +225,8 @@ class GradCAMCallback(Callback):
     @_harmless
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Explain the probes, and write what was found."""
-        session = self._session_of(trainer)
-        if trainer.sanity_checking:
-            session.dry_run(trainer, pl_module)
-        else:
-            session.probe(trainer, pl_module)
+        if not trainer.sanity_checking:
+            self._session_of(trainer).probe(trainer, pl_module)
 
     @_harmless
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

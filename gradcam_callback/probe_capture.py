@@ -13,8 +13,8 @@ from gradcam_callback import trainer_context
 from gradcam_callback.execution.processes import ProcessGroup
 from gradcam_callback.probes import CaptureContext, ProbeCollector, ProbeSample, ProbeSet, ProbeSource
 
-# So many images are enough to see whether a gradient is there.
-_PREVIEW = 8
+# So many images at most are enough to see whether a gradient is there.
+_PREVIEW = 16
 
 
 class ProbeCapture:

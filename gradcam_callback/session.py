@@ -103,10 +103,9 @@ class Session:
         if not self.awaits_dry_run:
             return
         probes = self._capture.take_preview(trainer)
-        if probes is not None or not trainer.sanity_checking:
-            self.awaits_dry_run = False
         if probes is None:
             return
+        self.awaits_dry_run = False
         try:
             self._explain(trainer, pl_module, probes)
         except BadInputError:
@@ -144,7 +143,7 @@ class Session:
         self._probes = self._memory.probes = probes
         found = []
         if probes.missing:
-            found = [findings.probes_missing(probes.missing, len(probes))]
+            found = [findings.probes_missing(probes.missing)]
         elif trainer.state.fn == TrainerFn.FITTING and not self._memory.keep_probes(probes):
             found = [findings.probes_changed()]
         self.reporter.record(trainer, ["probes"], found)

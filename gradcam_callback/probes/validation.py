@@ -233,8 +233,9 @@ class _BatchCollector(ProbeCollector):
         if dataloader_idx not in (None, self._source.dataloader_idx):
             return None
         # What is learnt from a training batch does not hold for the validation: so a collector of its own.
+        positions = self._options.get("positions") or ()
         options = {
-            "limit": count,
+            "limit": min(count, self._options.get("limit") or len(positions) or count),
             "per_class": count if self._selection.per_class and dataloader_idx is not None else None,
         }
         collector = _BatchCollector(self._source, replace(self._context, rank=0, world_size=1), options)

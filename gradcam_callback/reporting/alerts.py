@@ -38,6 +38,7 @@ class Finding:
         remedy: What to do, in a sentence.
         location: The line to blame; None where there is none, or it is not known.
         diagnosis: All that is known of a gradient that is not there; None where the finding is about something else.
+        concerns_all: Whether `probes` are all there are.
     """
 
     subject: str
@@ -48,6 +49,7 @@ class Finding:
     remedy: str
     location: SourceLocation | None = None
     diagnosis: Diagnosis | None = None
+    concerns_all: bool = False
 
     @classmethod
     def of(cls, diagnosis: Diagnosis, targets: Sequence[str], subject: str | None = None) -> Finding:
@@ -90,7 +92,8 @@ class Finding:
     def identity(self) -> tuple[Any, ...]:
         """What makes it another finding when it changes: of a null not the wording, of a failure that too."""
         place = None if self.location is None else (self.location.file, self.location.line)
-        return self.cause, self.probes, self.targets, place, None if self.is_null else self.message
+        probes = "all" if self.concerns_all else self.probes  # a dry run may have fewer of them
+        return self.cause, probes, self.targets, place, None if self.is_null else self.message
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,7 @@ class Alert:
             "layer": self.layer,
             "cause": None if finding.cause is None else finding.cause.value,
             "probes": list(finding.probes),
+            "concerns_all": finding.concerns_all,
             "targets": list(finding.targets),
             "message": finding.message,
             "remedy": finding.remedy,
@@ -173,6 +177,7 @@ class Alert:
             record["message"],
             record["remedy"],
             None if place is None else SourceLocation(**{**place, "detail": tuple(place["detail"])}),
+            concerns_all=record.get("concerns_all", False),
         )
         return cls(Status(record["status"]), finding, record["step"], record["epoch"])
 

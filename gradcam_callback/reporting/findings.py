@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 from gradcam_callback.causes import CallbackIssue, Cause, meaning, remedy
@@ -33,11 +34,12 @@ def find_nulls(
     for layer in results[0].health if results else ():
         verdicts = [result.health[layer] for result in results]
         concerned = [title for title, verdict in zip(targets, verdicts, strict=True) if verdict.null_probes]
-        if layer in diagnoses:
-            findings.append(Finding.of(diagnoses[layer], concerned))
-        elif concerned:
-            worst = next(verdict for verdict in verdicts if verdict.null_probes)
-            findings.append(_undiagnosed(layer, worst, concerned))
+        if not concerned:
+            continue
+        worst = next(verdict for verdict in verdicts if verdict.null_probes)
+        known = diagnoses.get(layer)
+        finding = _undiagnosed(layer, worst, concerned) if known is None else Finding.of(known, concerned)
+        findings.append(replace(finding, concerns_all=len(finding.probes) == len(worst.state)))
     return findings
 
 
@@ -53,16 +55,15 @@ def weights_modified(modules: Sequence[str]) -> Finding:
     return Finding("weights", CallbackIssue.WEIGHTS_MODIFIED, (), (), message, advice)
 
 
-def probes_missing(positions: Sequence[int], passed: int) -> Finding:
-    """What is wrong where samples that were asked for by their position never passed by.
+def probes_missing(positions: Sequence[int]) -> Finding:
+    """What is wrong where samples that were asked for by their position never passed.
 
     Args:
         positions: Those that are missing.
-        passed: How many samples passed by.
     """
     named = name_probes(positions).replace("probe", "position", 1)
-    message = f"There are no probes for {named}: {passed} samples went by in the validation."
-    advice = "Choose positions below that number, or read more validation batches. The run goes on with the others."
+    message = f"There are no probes for {named}: the validation did not get that far."
+    advice = "Choose lower positions, or read more validation batches. The run goes on with the others."
     return Finding("probes", CallbackIssue.PROBES_MISSING, (), (), message, advice)
 
 
