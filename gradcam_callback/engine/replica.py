@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import nn
 
 from gradcam_callback.engine import isolation
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,3 +35,9 @@ def isolated(model: nn.Module, options: ReplicaOptions = ReplicaOptions()) -> It
     """A replica of the model, to run with gradients on."""
     with isolation.isolated(model):
         yield Replica(model)
+
+
+def run_in_replica(model: nn.Module, job: Callable[[Replica], T], options: ReplicaOptions = ReplicaOptions()) -> T:
+    """Do a job with a replica."""
+    with isolated(model, options) as replica:
+        return job(replica)
