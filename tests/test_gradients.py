@@ -654,11 +654,8 @@ class Unpacking(nn.Module):
     def forward(self, given: Any = None, *, maps: Any = None) -> Tensor:
         found = maps if given is None else given
         while not isinstance(found, Tensor):
-            found = (
-                found.maps
-                if isinstance(found, Box)
-                else next(iter(found.values() if isinstance(found, dict) else found))
-            )
+            found = vars(found) if isinstance(found, Box) else found
+            found = next(iter(found.values() if isinstance(found, dict) else found))
         return found.relu_()
 
 
@@ -681,8 +678,7 @@ def test_an_in_place_layer_gets_its_whole_gradient_however_it_is_called(given: A
     layer, maps = Unpacking(), torch.randn(2, 4, 3, 3)
 
     def use(_: nn.Module) -> Tensor:
-        with guard():
-            before = torch.cat([maps, maps])[:2] if view and guard is torch.enable_grad else maps * 1
+        before = torch.cat([maps, maps], 1)[:, :4] if view else maps * 1
         with guard():
             after = given(layer, before)
         return total(before + 2 * after)
