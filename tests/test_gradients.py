@@ -7,6 +7,7 @@ import weakref
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -638,6 +639,53 @@ def test_a_tensor_under_two_names_gets_its_whole_gradient(
     expected = torch.einsum("k,nkhw->nhw", gradient, activation).relu()
     torch.testing.assert_close(result.cams["layer"], expected)
     torch.testing.assert_close(result.scores, model(images)[:, 1].detach())
+
+
+@dataclass
+class Box:
+    """What some networks pass from block to block."""
+
+    maps: Tensor
+
+
+class Unpacking(nn.Module):
+    """An in-place ReLU that finds its input wherever it is."""
+
+    def forward(self, given: Any = None, *, maps: Any = None) -> Tensor:
+        found = maps if given is None else given
+        while not isinstance(found, Tensor):
+            found = vars(found) if isinstance(found, Box) else found
+            found = next(iter(found.values() if isinstance(found, dict) else found))
+        return found.relu_()
+
+
+GIVEN: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "by position": lambda layer, before: layer(before),
+    "by keyword": lambda layer, before: layer(maps=before),
+    "in a list": lambda layer, before: layer([before]),
+    "in a list by keyword": lambda layer, before: layer(maps=[before]),
+    "in a dict": lambda layer, before: layer({"maps": before}),
+    "in a tuple in a dict": lambda layer, before: layer(maps={"maps": (before, None)}),
+    "in a dataclass": lambda layer, before: layer(Box(before)),
+}
+
+
+@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
+@pytest.mark.parametrize("guard", [torch.enable_grad, torch.no_grad])
+@pytest.mark.parametrize("view", [False, True])
+def test_an_in_place_layer_gets_its_whole_gradient_however_it_is_called(given: Any, guard: Any, view: bool) -> None:
+    torch.manual_seed(0)
+    layer, maps = Unpacking(), torch.randn(2, 4, 3, 3)
+
+    def use(_: nn.Module) -> Tensor:
+        before = torch.cat([maps, maps], 1)[:, :4] if view else maps * 1
+        with guard():
+            after = given(layer, before)
+        return total(before + 2 * after)
+
+    found = gradient_of(use, layer)
+    assert torch.equal(found.activation, maps.relu())
+    assert found.gradient.unique().tolist() == [3]
 
 
 def test_an_input_that_is_changed_after_an_identity_is_changed_for_both() -> None:

@@ -20,7 +20,7 @@ from gradcam_callback.engine import gradients
 from gradcam_callback.engine.forward import forward_pass, hooked, prepared, run_without_graph
 from gradcam_callback.engine.layers import named_modules
 from gradcam_callback.engine.layouts import CHANNELS_FIRST, Layout, is_channels_first
-from gradcam_callback.engine.replica import ReplicaOptions, isolated
+from gradcam_callback.engine.replica import Replica, ReplicaOptions, run_in_replica
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.errors import BadInputError
 
@@ -49,8 +49,11 @@ def choose_layer(
     Raises:
         ValueError: No module returns maps of more than one pixel.
     """
-    with isolated(model, options) as replica:
+
+    def job(replica: Replica) -> str:
         return find_auto_layer(replica.model, prepared(inputs, replica.model), request or CAMRequest.of())
+
+    return run_in_replica(model, job, options)
 
 
 def find_auto_layer(model: nn.Module, inputs: Tensor, request: CAMRequest) -> str:

@@ -18,7 +18,7 @@ from gradcam_callback.engine.device_results import DeviceResults, TargetResult, 
 from gradcam_callback.engine.forward import ForwardObserver, count_calls, forward_pass, prepared
 from gradcam_callback.engine.layers import AUTO, find_layers
 from gradcam_callback.engine.layouts import describe_output
-from gradcam_callback.engine.replica import ReplicaOptions, isolated
+from gradcam_callback.engine.replica import Replica, ReplicaOptions, run_in_replica
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.engine.targets import OutputSpec, TargetInput
 from gradcam_callback.engine.transfer import copy_to_host
@@ -76,12 +76,16 @@ def compute_cam(
 
 
 def describe_modified(weights: Sequence[str]) -> str:
-    """A sentence on the weights that a pass has written to: which, of which modules, and what to do."""
-    modules = dict.fromkeys(name.rpartition(".")[0] or "the model itself" for name in weights)
+    """What to say of weights that a pass has written to: which they are, in which modules, and what to do.
+
+    Args:
+        weights: Their dotted names, as of `Replica.modified_weights`.
+    """
+    modules = dict.fromkeys(repr(name.rpartition(".")[0] or "the model itself") for name in weights if "(" not in name)
+    where = f" (in {', '.join(modules)})" if modules else ""
     return (
-        f"The forward pass writes in place to weights, which it shares with the model that trains: "
-        f"{', '.join(map(repr, weights))}, in {', '.join(modules)}. They are no longer what they were. Make what "
-        "forward changes a buffer, or have it change a copy."
+        f"The model's forward writes in place to weights: {', '.join(map(repr, weights))}{where}. The pass that "
+        "computes maps shares the weights, so they have changed. Have forward write to a buffer, or to a copy of them."
     )
 
 
@@ -105,13 +109,16 @@ def explain(
             the one layer of the request.
         options: How the replica is made.
     """
-    with isolated(model, options) as replica:
-        inputs = prepared(inputs, replica.model)
+
+    def job(replica: Replica) -> DeviceResults:
+        images, wanted = prepared(inputs, replica.model), request
         if request.uses_auto:
-            request = request.at(find_auto_layer(replica.model, inputs, request))
-        one_pass = _Pass(replica.model, inputs, request, find_layers(replica.model, request.layers))
-        results = one_pass.run(observer) or one_pass.run_apart()
-        return replace(results, modified_weights=tuple(replica.modified_weights()))
+            wanted = request.at(find_auto_layer(replica.model, images, request))
+        passes = _Pass(replica.model, images, wanted, find_layers(replica.model, wanted.layers))
+        results = passes.run(observer) or passes.run_apart()
+        return replace(results, modified_weights=replica.modified_weights())
+
+    return run_in_replica(model, job, options)
 
 
 class _Pass:

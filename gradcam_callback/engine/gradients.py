@@ -105,7 +105,7 @@ def _joined(fine: Tensor | None, coarse: Tensor | None) -> Tensor | None:
     if fine is None or coarse is None:
         return None
     finite = fine.flatten(1).isfinite().all(1)
-    return torch.where(finite[:, None, None, None], fine, at_least_fp32(coarse))
+    return torch.where(finite.view(-1, *[1] * (fine.ndim - 1)), fine, at_least_fp32(coarse))
 
 
 def _backward(scores: Tensor, points: list[Tensor], scale: float, keep_graph: bool) -> list[Tensor | None]:

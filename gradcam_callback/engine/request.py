@@ -37,6 +37,7 @@ class CAMRequest:
         targets: Sequence[TargetInput] = ("predicted",),
         method: str | Method = "gradcam",
         output: OutputSpec = None,
+        layout: Layout = CHANNELS_FIRST,
     ) -> CAMRequest:
         """Check what was asked for, before any model has run.
 
@@ -51,7 +52,7 @@ class CAMRequest:
                 f"The method {chosen.name!r} needs {chosen.extra_forwards} more forward passes a sample. Possible are "
                 "methods that need none, such as 'gradcam'."
             )
-        return cls(check_names(layers), tuple(map(as_target, targets)), chosen, output)
+        return cls(check_names(layers), tuple(map(as_target, targets)), chosen, output, layout)
 
     def at(self, *layers: str) -> CAMRequest:
         """The same at other layers."""
