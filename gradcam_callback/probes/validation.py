@@ -90,8 +90,8 @@ class ValidationProbes(ProbeSource):
 
     def _options(self, context: CaptureContext) -> dict[str, Any]:
         """Those of the `Selection`."""
-        if context.positions is not None or self.indices is not None:
-            return {"positions": self.indices if context.positions is None else tuple(context.positions)}
+        if context.positions or self.indices:  # an earlier run without any sample has chosen nothing
+            return {"positions": context.positions or self.indices}
         names = find_class_names(self._dataset(context))
         limit = self.n or (None if self.per_class else DEFAULT_COUNT)
         classes = None if names is None else len(names)
