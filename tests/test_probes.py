@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import gc
 import hashlib
 import os
@@ -127,8 +128,9 @@ def take_in_processes(
     contexts = [CaptureContext([dataset], positions, rank, count) for rank in range(count)]
     collectors = [source.start(context) for context in contexts]
     for rank, collector in enumerate(collectors):
-        dealt = isinstance(dataset, IterableDataset) or DistributedSampler(dataset, count, rank, shuffle=False)
-        for batch in DataLoader(dataset, batch_size, sampler=None if dealt is True else dealt):
+        is_stream = isinstance(dataset, IterableDataset)
+        sampler = None if is_stream else DistributedSampler(dataset, count, rank, shuffle=False)
+        for batch in DataLoader(copy.deepcopy(dataset), batch_size, sampler=sampler):
             collector.add(batch, 0)
     sent = pickle.loads(pickle.dumps([collector.samples() for collector in collectors]))
     return [collector.finish([sample for part in sent for sample in part]) for collector in collectors]
