@@ -376,6 +376,7 @@ class TestCollecting:
     @pytest.mark.parametrize(
         ("source", "batches"),
         [
+            (ValidationProbes(n=6), 1),
             (ValidationProbes(n=7), 2),
             (ValidationProbes(indices=[9, 3]), 2),
             (ValidationProbes(indices=[3, 40]), 5),
@@ -412,7 +413,15 @@ class TestCollecting:
 
     def test_batches_are_not_kept_alive(self) -> None:
         class Batch(dict[str, Any]):
-            pass
+            @property
+            def images(self) -> Any:
+                try:
+                    return self["photo"].missing
+                except AttributeError as error:
+                    raise ValueError("no such image") from error
+
+            def __contains__(self, key: object) -> bool:
+                return super().__contains__(key) or ("photo" in self.keys() and self.images)
 
         def give(collector: Any, **entries: Any) -> list[weakref.ref[Any]]:
             batch = Batch(entries)
@@ -450,14 +459,16 @@ class TestCollecting:
     @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
     def test_images_are_free_of_the_context(self, context: Any) -> None:
         with context():
-            probes = [
-                collect([(torch.rand(9, 3, 4, 5), torch.zeros(9))]),
-                TensorProbes(torch.zeros(1, 3, 4, 4)).start(CaptureContext()).finish([]),
-            ]
+            collector = ValidationProbes(n=4).start(CaptureContext())
+            collector.add((torch.rand(9, 3, 4, 5), torch.zeros(9)), 0)
+            samples = collector.samples()
+            probes = collector.finish(samples)
+            own = TensorProbes(torch.zeros(1, 3, 4, 4)).start(CaptureContext()).finish([])
 
-        for some in probes:
-            assert not some.images.is_inference()
-            some.images.requires_grad_()
+        for tensor in (probes.images, probes.labels, own.images, *(sample.image for sample in samples)):
+            assert tensor is not None
+            assert not tensor.is_inference()
+        probes.images.requires_grad_(), own.images.requires_grad_()
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.int64])
     def test_dtype_is_kept_and_subclasses_are_not(self, dtype: torch.dtype) -> None:

@@ -76,7 +76,7 @@ class Selection:
     def is_settled(self, next_position: int) -> bool:
         """Whether no sample from this position on can be wanted, if positions only grow."""
         if self._places is not None:
-            return len(self._samples) == len(self._places) or next_position > max(self._places)
+            return next_position > max(self._places)
         if self._seed is not None:
             return False
         if self.per_class is None:

@@ -150,7 +150,7 @@ class _BatchCollector(ProbeCollector):
         if dataloader_idx != self._source.dataloader_idx or self.is_complete:
             return
         try:
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False):
                 self._take(batch)
         except Exception as error:
             # What hangs on the error (frames, the error before it) would keep the batch alive.
