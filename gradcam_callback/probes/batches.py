@@ -33,37 +33,32 @@ _LABEL_NAMES = (LABEL_KEY, "labels", "target", "targets", "y")
 
 
 def find_images(batch: Any, key: Key = IMAGE_KEY) -> Tensor:
-    """The images of a batch, `(N, C, H, W)` or `(N, H, W)`, as the batch has them.
-
-    Raises:
-        ValueError: There is nothing under the key, or it is no tensor of images.
-    """
-    found = [batch] if isinstance(batch, Tensor) else []
-    found = found or list(_entries(batch, (*_IMAGE_NAMES, 0) if key == IMAGE_KEY else (key,)).values())
-    if not found:
-        raise BadInputError(
-            f"image_key={key!r} is not in the batch: {_contents(batch)}. Say with image_key where the images are; with "
-            "dots it reaches further in, as `inputs.image` does."
-        )
-    if isinstance(found[0], Tensor) and found[0].ndim in (3, 4):
-        return found[0]
+    """The images of a batch, `(N, C, H, W)` or `(N, H, W)`, as the batch has them; ValueError: there are none."""
+    names = (*_IMAGE_NAMES, 0) if key == IMAGE_KEY else (key,)
+    images = batch if isinstance(batch, Tensor) else find_entry(batch, "image_key", names)
+    if isinstance(images, Tensor) and images.ndim in (3, 4):
+        return images
     raise BadInputError(
-        f"The probes have to be images, a tensor (N, C, H, W) or (N, H, W); the batch has {kind_of(found[0])}. "
+        f"The probes have to be images, a tensor (N, C, H, W) or (N, H, W); the batch has {kind_of(images)}. "
         "Say with image_key where the images are, or use TensorProbes."
     )
 
 
+def find_entry(batch: Any, option: str, keys: Sequence[Key]) -> Any:
+    """What a batch has under the first of these keys that it knows; ValueError: it knows none."""
+    found = _entries(batch, keys)
+    if not found:
+        raise BadInputError(
+            f"{option}={keys[0]!r} is not in the batch: {_contents(batch)}. Say with {option} where it is to be found; "
+            "a key such as `inputs.image` reaches further in."
+        )
+    return next(iter(found.values()))
+
+
 def choose_label_key(batch: Any, image_key: Key, images: Tensor, positions: Sequence[int]) -> tuple[Key | None, str]:
-    """Which entry of a batch has the labels; see Note [Which entry has the labels].
+    """Which entry has the labels (None: there are none), and a notice where that is not beyond doubt, else "".
 
-    Args:
-        batch: As the model gets it.
-        image_key: Where its images are.
-        images: Those images.
-        positions: Of its samples, at least one.
-
-    Returns:
-        The key, None if there are no labels, and a notice where that is not beyond doubt, else "".
+    See Note [Which entry has the labels]. There is at least one position, that of a sample.
     """
     beside = str(image_key).rpartition(".")[0]
     candidates = _entries(batch, (*_LABEL_NAMES, *(f"{beside}.{name}" for name in _LABEL_NAMES if beside)))
@@ -82,20 +77,6 @@ def choose_label_key(batch: Any, image_key: Key, images: Tensor, positions: Sequ
         return key, ""
     others = ", ".join(repr(other) for other in candidates if other != key)
     return key, f"The labels are taken from {key!r} of the batch, not from {others}; say with label_key which is right."
-
-
-def find_label_entry(batch: Any, key: Key) -> Any:
-    """What the batch has under the key.
-
-    Raises:
-        ValueError: There is nothing.
-    """
-    found = _entries(batch, (key,))
-    if not found:
-        raise BadInputError(
-            f"label_key={key!r} is not in the batch: {_contents(batch)}. Say with label_key where the labels are."
-        )
-    return found[key]
 
 
 def as_column(entry: Any, count: int) -> Tensor | None:

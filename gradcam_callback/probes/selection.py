@@ -76,7 +76,7 @@ class Selection:
     def is_settled(self, next_position: int) -> bool:
         """Whether no sample from this position on can be wanted, if positions only grow."""
         if self._places is not None:
-            return len(self._samples) == len(self._places) or next_position > max(self._places)
+            return next_position > max(self._places)
         if self._seed is not None:
             return False
         if self.per_class is None:
@@ -94,14 +94,14 @@ class Selection:
         """The positions that were given and did not pass."""
         return tuple(position for position in self._places or () if position not in self._samples)
 
-    def shortage(self) -> tuple[str, ...]:
-        """What to say where fewer samples passed than were asked for; of an empty validation, nothing."""
+    def shortage(self) -> str:
+        """What to say where fewer samples passed than were asked for; of an empty validation, ""."""
         count, labels = len(self._order), {label for label, _, _ in self._order}
         of_classes = None if self.per_class is None else self.per_class * (self.classes or len(labels))
         wanted = min(self.limit or sys.maxsize, of_classes or sys.maxsize)
         if self._places is not None or not 0 < count < wanted:
-            return ()
-        return (f"{wanted} probes were asked for and only {count} such samples passed; all are taken.",)
+            return ""
+        return f"{wanted} probes were asked for and only {count} such samples passed; all are taken."
 
     @property
     def _has_space(self) -> bool:

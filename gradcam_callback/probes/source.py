@@ -54,13 +54,13 @@ class ProbeSample:
         position: In the order in which validation reads its data, counted from 0 over all processes.
         image: `(C, H, W)` or `(H, W)`, as the batch has it.
         label: What the batch has for its label: a number, or one a class; None where it has nothing of the kind.
-        notices: What was noticed about its batch.
+        notice: What to tell the user about its label; "" if there is nothing to tell.
     """
 
     position: int
     image: Tensor
     label: Tensor | None
-    notices: tuple[str, ...] = ()
+    notice: str = ""
 
 
 class ProbeCollector(ABC):

@@ -70,19 +70,10 @@ class TensorProbes(ProbeSource):
 def pass_batch_hooks(
     images: Tensor, labels: Tensor | None, context: CaptureContext, is_wanted: bool
 ) -> tuple[Tensor, tuple[str, ...]]:
-    """The images as the model gets them: through its batch-transfer hooks if that is wanted, else as they are.
+    """The images, through the model's batch-transfer hooks if that is wanted, and what to tell the user about it.
 
-    Args:
-        images: `(N, C, H, W)`.
-        labels: `(N,)`, or None: the hooks get zeros.
-        context: Of the run.
-        is_wanted: The option `through_hooks`.
-
-    Returns:
-        The images on the CPU, and a notice where hooks exist and are not passed.
-
-    Raises:
-        ValueError: The hooks fail on a batch `[images, labels]`, or what they return has not as many images.
+    The hooks get a batch `[images, labels]`, with zeros where there are no labels. ValueError: they fail on it, or give
+    another number of images.
     """
     hooks = context.apply_batch_hooks
     if hooks is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Sequence, Sized
 from dataclasses import replace
 from functools import cache
 from numbers import Integral
@@ -19,8 +19,8 @@ from gradcam_callback.probes.batches import (
     as_column,
     choose_label_key,
     class_indices,
+    find_entry,
     find_images,
-    find_label_entry,
     kind_of,
     not_classes,
 )
@@ -90,8 +90,8 @@ class ValidationProbes(ProbeSource):
 
     def _options(self, context: CaptureContext) -> dict[str, Any]:
         """Those of the `Selection`."""
-        if context.positions is not None or self.indices is not None:
-            return {"positions": self.indices if context.positions is None else tuple(context.positions)}
+        if context.positions or self.indices:  # an earlier run without any sample has chosen nothing
+            return {"positions": context.positions or self.indices}
         names = find_class_names(self._dataset(context))
         limit = self.n or (None if self.per_class else DEFAULT_COUNT)
         classes = None if names is None else len(names)
@@ -150,7 +150,7 @@ class _BatchCollector(ProbeCollector):
         if dataloader_idx != self._source.dataloader_idx or self.is_complete:
             return
         try:
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False):
                 self._take(batch)
         except Exception as error:
             # What hangs on the error (frames, the error before it) would keep the batch alive.
@@ -170,22 +170,23 @@ class _BatchCollector(ProbeCollector):
             is_repeat = self._end is not None and position >= self._end
             if is_repeat or not self._selection.wants(position, classes[place]):
                 continue
-            labels, notices = find_labels()
+            labels, notice = find_labels()
             label = None if labels is None else copy_tensor(labels[place])
-            self._selection.keep(ProbeSample(position, copy_tensor(images[place]), label, notices), classes[place])
+            self._selection.keep(ProbeSample(position, copy_tensor(images[place]), label, notice), classes[place])
 
-    def _find_labels(
-        self, batch: Any, images: Tensor, positions: Sequence[int]
-    ) -> tuple[Tensor | None, tuple[str, ...]]:
-        """The labels of a batch, `(N,)` or `(N, L)`, and what to tell the user; None: there is nothing of the kind."""
+    def _find_labels(self, batch: Any, images: Tensor, positions: Sequence[int]) -> tuple[Tensor | None, str]:
+        """The labels of a batch, `(N,)` or `(N, L)`, None if there are none, and what to tell the user about them."""
         if self._label_notice is None:
-            chosen = choose_label_key(batch, self._source.image_key, images, positions)
-            self._label_key, self._label_notice = chosen
+            key, notice = choose_label_key(batch, self._source.image_key, images, positions)
+            self._label_key, self._label_notice = key, notice
         if self._label_key is None:
-            return None, (self._label_notice,)
-        entry = find_label_entry(batch, self._label_key)
+            return None, self._label_notice
+        entry = find_entry(batch, "label_key", [self._label_key])
         column = as_column(entry, len(positions))
-        return column, (self._label_notice, "" if column is not None else not_classes(entry))
+        return (
+            column,
+            self._label_notice if column is not None else f"{self._label_notice} {not_classes(entry)}".strip(),
+        )
 
     def _class_of_each(self, labels: Tensor | None) -> list[int]:
         indices = None if labels is None else class_indices(labels)
@@ -214,17 +215,18 @@ class _BatchCollector(ProbeCollector):
                 (label,) = self._class_of_each(sample.label.unsqueeze(0))
             if selection.wants(sample.position, label):
                 selection.keep(sample, label)
-        chosen = {f"#{sample.position}": sample for sample in selection.chosen()}
+        chosen = selection.chosen()
+        images = {f"#{sample.position}": sample.image for sample in chosen}
         with torch.inference_mode(False):
-            images = {name: sample.image for name, sample in chosen.items()}
-            labels, problem = _joined_labels(list(chosen.values()))
+            labels, problem = _join_labels(chosen)
+            notices = [selection.shortage(), *(sample.notice for sample in chosen), problem]
             return make_probe_set(
                 self._dataset,
                 stack_images(images) if images else torch.empty(0, 0, 0, 0),
                 labels,
-                chosen,
-                indices=tuple(sample.position for sample in chosen.values()),
-                notices=selection.shortage() + _distinct(chosen.values(), problem),
+                images,
+                indices=tuple(sample.position for sample in chosen),
+                notices=tuple(dict.fromkeys(filter(None, notices))),
                 missing=selection.missing(),
             )
 
@@ -249,13 +251,7 @@ class _BatchCollector(ProbeCollector):
         return replace(probes, indices=None, notices=()) if len(probes) else None
 
 
-def _distinct(samples: Iterable[ProbeSample], problem: str) -> tuple[str, ...]:
-    """The notices, each once."""
-    notices = [notice for sample in samples for notice in sample.notices]
-    return tuple(dict.fromkeys(filter(None, [*notices, problem])))
-
-
-def _joined_labels(samples: Sequence[ProbeSample]) -> tuple[Tensor | None, str]:
+def _join_labels(samples: Sequence[ProbeSample]) -> tuple[Tensor | None, str]:
     """The labels as class indices `(N,)`, and what to tell the user where they are none."""
     labels = [sample.label for sample in samples if sample.label is not None]
     if not labels or len(labels) < len(samples):
