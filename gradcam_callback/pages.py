@@ -6,21 +6,23 @@ import re
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
+from urllib.parse import urljoin
 
+from gradcam_callback.causes import DOCS
 from gradcam_callback.errors import BadInputError
 
 REPOSITORY = "https://github.com/gradcam-callback/gradcam_callback"
 CONFIGS = f"{REPOSITORY}/tree/main/configs"
 PAGE = "docs/why-is-my-gradient-none.md"
-_FILES = f"{REPOSITORY}/blob/main"
 
 _ROW = re.compile(r"^\| \[`(\w+)`\]\(#\w+\) \| (.+) \|$", re.MULTILINE)
 _HEADING = re.compile(r"(#+) (.+)")
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def url(slug: str) -> str:
     """The address of what is written about a cause or an alert."""
-    return f"{_FILES}/{PAGE}#{slug}"
+    return f"{DOCS}#{slug}"
 
 
 def contents() -> dict[str, str]:
@@ -44,7 +46,7 @@ def section(slug: str) -> str:
     if slug not in possible:
         close = "".join(f" Did you mean {name!r}?" for name in get_close_matches(slug, possible, n=1))
         raise BadInputError(f"There is no cause or alert {slug!r}.{close} Explained are: {', '.join(possible)}.")
-    return _with_urls("\n".join(_lines_of(slug)))
+    return "\n".join(_lines_of(slug))
 
 
 def _text() -> str:
@@ -66,9 +68,5 @@ def _lines_of(title: str) -> list[str]:
         if heading is not None and heading[2] == title:
             depth = len(heading[1])
         if depth:
-            lines.append(line)
+            lines.append(line if in_code else _LINK.sub(lambda found: f"]({urljoin(DOCS, found[1])})", line))
     return lines
-
-
-def _with_urls(text: str) -> str:
-    return text.replace("](#", f"]({_FILES}/{PAGE}#").replace("](../", f"]({_FILES}/")

@@ -19,7 +19,7 @@ from lightning.pytorch import Callback
 from torch import nn
 
 from gradcam_callback import Cause, GradCAMCallback
-from gradcam_callback.reporting.alerts import DOCS
+from gradcam_callback.pages import PAGE as DOCS
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / DOCS
