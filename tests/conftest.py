@@ -181,3 +181,9 @@ def _no_thread_left() -> Iterator[None]:
     """Whatever a test did, and however it ended, no writer lives on."""
     yield
     assert "gradcam-writer" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo with 60 digits to validate on in place of 1,000; of each class there is one at least."""
+    monkeypatch.setattr("gradcam_callback.demo.data.HELD_OUT", 60)
