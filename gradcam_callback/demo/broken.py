@@ -11,8 +11,8 @@ from gradcam_callback.demo.networks import ResidualNetwork
 class DetachedNetwork(ResidualNetwork):
     """A ResidualNetwork that keeps a copy of its feature map for plotting, and detaches the wrong one of the two.
 
-    It trains all the same: the head learns from the features of a backbone that does not. The accuracy stays low, and no
-    error is raised.
+    It trains all the same: the head learns from the features of a backbone that does not. The accuracy stays low, and
+    no error is raised.
 
     Attributes:
         broken: Whether the fault is there.
