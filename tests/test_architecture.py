@@ -16,6 +16,7 @@ LAYERS = [
     {"causes"},
     {"results"},
     {"errors"},
+    {"pages"},
     {"options"},
     {"engine"},
     {"diagnosis", "probes"},
