@@ -1,4 +1,4 @@
-"""Why a gradient is not there: the causes, their wording and their remedies. A leaf: it imports nothing of ours."""
+"""Why a gradient is not there: the causes, their wording and their remedies."""
 
 from __future__ import annotations
 

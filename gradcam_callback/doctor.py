@@ -19,14 +19,8 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from gradcam_callback.callback import GradCAMCallback
-<<<<<<< HEAD
-from gradcam_callback.causes import DOCS, Cause
-from gradcam_callback.errors import BadInputError
-from gradcam_callback.results import Diagnosis, PathStep
-=======
 from gradcam_callback.errors import BadInputError, ForwardFailedError
 from gradcam_callback.reporting.terminal import Report, merge_targets, print_reports
->>>>>>> commands
 
 HEALTHY, NULL, COULD_NOT_RUN = 0, 1, 2
 

@@ -185,7 +185,6 @@ def _no_thread_left() -> Iterator[None]:
 
 
 @pytest.fixture
-<<<<<<< HEAD
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 3 MiB."""
     disk = tmp_path / "disk"
@@ -197,8 +196,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"NOT TESTED on a full disk: this process may not mount one ({mounted.stderr.strip()})")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)
-=======
+
+
+@pytest.fixture
 def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo with 60 digits to validate on in place of 1,000; of each class there is one at least."""
     monkeypatch.setattr("gradcam_callback.demo.data.HELD_OUT", 60)
->>>>>>> commands

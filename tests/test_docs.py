@@ -19,11 +19,7 @@ from lightning.pytorch import Callback
 from torch import nn
 
 from gradcam_callback import Cause, GradCAMCallback
-<<<<<<< HEAD
-from gradcam_callback.causes import DOCS
-=======
 from gradcam_callback.pages import PAGE as DOCS
->>>>>>> commands
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / DOCS.rpartition("/")[2]

@@ -9,22 +9,22 @@ from pathlib import Path
 import pytest
 
 from gradcam_callback.causes import Cause
+from gradcam_callback.diagnosis.path import path_through
 from gradcam_callback.diagnosis.search import (
     END,
     Evidence,
-    Flow,
+    GradientStats,
     ancestors,
-    beside,
-    blocked_at,
-    entered_tiny,
-    locate,
-    lost_by,
-    path_through,
-    spoilt_at,
-    spoilt_in_backward,
-    stopped_by,
+    blocking_steps,
+    first_non_finite,
+    first_non_finite_in_backward,
+    gradient_sinks,
+    loss_steps,
+    receives_tiny_gradient,
+    side_branch_losses,
 )
-from gradcam_callback.diagnosis.trace import Frame, Step, Trace, Use
+from gradcam_callback.diagnosis.source import Frame, locate
+from gradcam_callback.diagnosis.trace import Step, Trace, Use
 
 ALIVE, DEAD = True, False
 
@@ -33,12 +33,14 @@ def use(producer: int, alive: bool = ALIVE, finite: bool = True) -> Use:
     return Use(producer, alive, None, (2, 3), finite)
 
 
-def step(index: int, *uses: Use, nature: Cause | None = None, event: int | None = None, finite: bool = True) -> Step:
-    return Step(index, f"op{index}", "", uses, nature, event, (), (2, 3), finite)
+def step(
+    index: int, *uses: Use, inherent_cause: Cause | None = None, cut_id: int | None = None, finite: bool = True
+) -> Step:
+    return Step(index, f"op{index}", "", uses, inherent_cause, cut_id, (), (2, 3), finite)
 
 
-def evidence(*steps: Step, end: Use | None, flows: dict[tuple[int, int], float] | None = None) -> Evidence:
-    found = {place: Flow(norm, norm == norm, 0 < norm < 1e-6) for place, norm in (flows or {}).items()}
+def evidence(*steps: Step, end: Use | None, gradients: dict[tuple[int, int], float] | None = None) -> Evidence:
+    found = {place: GradientStats(norm, norm == norm, 0 < norm < 1e-6) for place, norm in (gradients or {}).items()}
     return Evidence(Trace([step(0), *steps]), end, found)
 
 
@@ -47,58 +49,58 @@ def indices(steps: list[Step]) -> list[int]:
 
 
 # 0 -> 1 detach -> 2 -> END
-CUT = evidence(step(1, use(0), nature=Cause.DETACHED, event=1), step(2, use(1, DEAD)), end=use(2, DEAD))
+CUT = evidence(step(1, use(0), inherent_cause=Cause.DETACHED, cut_id=1), step(2, use(1, DEAD)), end=use(2, DEAD))
 
 
 def test_lost_at_the_last_step_that_used_something_alive() -> None:
-    assert indices(lost_by(CUT)) == [1]
-    assert indices(blocked_at(CUT)) == [1]
+    assert indices(loss_steps(CUT)) == [1]
+    assert indices(blocking_steps(CUT)) == [1]
 
 
 def test_nothing_is_lost_on_a_live_road_beside_a_cut() -> None:
     # 0 -> 1 detach -> 3, 0 -> 2 -> 3 -> END
-    steps = step(1, use(0), nature=Cause.DETACHED), step(2, use(0)), step(3, use(1, DEAD), use(2))
-    assert lost_by(evidence(*steps, end=use(3))) == []
+    steps = step(1, use(0), inherent_cause=Cause.DETACHED), step(2, use(0)), step(3, use(1, DEAD), use(2))
+    assert loss_steps(evidence(*steps, end=use(3))) == []
 
 
 def test_bookkeeping_is_not_blamed() -> None:
     # 0 -> 1 detach (used by nothing), 0 -> 2 argmax -> END
-    steps = step(1, use(0), nature=Cause.DETACHED, event=1), step(2, use(0))
-    assert indices(lost_by(evidence(*steps, end=use(2, DEAD)))) == [2]
+    steps = step(1, use(0), inherent_cause=Cause.DETACHED, cut_id=1), step(2, use(0))
+    assert indices(loss_steps(evidence(*steps, end=use(2, DEAD)))) == [2]
 
 
 def test_of_a_block_the_first_lost_operation_on_the_way_is_blamed() -> None:
     # in one block: 0 -> 1 -> 3, 0 -> 3 (a residual), 0 -> 2 (bookkeeping)
-    block = {"nature": Cause.NO_GRAD, "event": 4}
+    block = {"inherent_cause": Cause.NO_GRAD, "cut_id": 4}
     steps = step(1, use(0), **block), step(2, use(0), **block), step(3, use(0), use(1, DEAD), **block)
-    assert indices(lost_by(evidence(*steps, end=use(3, DEAD)))) == [1]
+    assert indices(loss_steps(evidence(*steps, end=use(3, DEAD)))) == [1]
 
 
 def test_a_gradient_stops_where_it_enters_and_does_not_leave() -> None:
     # 0 -> 1 -> 2 -> END, zero behind 2
-    found = evidence(step(1, use(0)), step(2, use(1)), end=use(2), flows={(END, 0): 1.0, (2, 0): 0.0, (1, 0): 0.0})
-    assert indices(stopped_by(found, lambda flow: flow.reaches)) == [2]
-    assert stopped_by(found, lambda flow: True) == []
+    found = evidence(step(1, use(0)), step(2, use(1)), end=use(2), gradients={(END, 0): 1.0, (2, 0): 0.0, (1, 0): 0.0})
+    assert indices(gradient_sinks(found, lambda gradient: gradient.nonzero)) == [2]
+    assert gradient_sinks(found, lambda gradient: True) == []
 
 
 def test_a_custom_function_is_one_thing() -> None:
     # 0 -> (1 -> 2) -> END, and nothing of the inside is alive
-    custom = {"nature": Cause.CUSTOM_FUNCTION}
+    custom = {"inherent_cause": Cause.CUSTOM_FUNCTION}
     steps = step(1, use(0), **custom), step(2, use(1, DEAD), **custom)
-    passing = evidence(*steps, end=use(2), flows={(END, 0): 1.0, (1, 0): 1.0})
-    assert blocked_at(passing) == []
-    assert indices(blocked_at(evidence(*steps, end=use(2), flows={(END, 0): 1.0}))) == [1]
+    passing = evidence(*steps, end=use(2), gradients={(END, 0): 1.0, (1, 0): 1.0})
+    assert blocking_steps(passing) == []
+    assert indices(blocking_steps(evidence(*steps, end=use(2), gradients={(END, 0): 1.0}))) == [1]
 
 
 def test_side_roads_are_found_only_where_a_gradient_comes_by() -> None:
     # 0 -> 1 detach -> 3 <- 2 <- 0, 3 -> END; and 4 detach, behind a step that is zero
     steps = (
-        step(1, use(0), nature=Cause.DETACHED, event=1),
+        step(1, use(0), inherent_cause=Cause.DETACHED, cut_id=1),
         step(2, use(0)),
         step(3, use(1, DEAD), use(2)),
     )
-    assert indices(beside(evidence(*steps, end=use(3), flows={(END, 0): 1.0, (3, 1): 1.0}))) == [1]
-    assert beside(evidence(*steps, end=use(3), flows={(END, 0): 0.0})) == []
+    assert indices(side_branch_losses(evidence(*steps, end=use(3), gradients={(END, 0): 1.0, (3, 1): 1.0}))) == [1]
+    assert side_branch_losses(evidence(*steps, end=use(3), gradients={(END, 0): 0.0})) == []
 
 
 def test_not_finite_is_traced_to_where_it_begins_and_not_to_what_is_finite_again() -> None:
@@ -109,25 +111,25 @@ def test_not_finite_is_traced_to_where_it_begins_and_not_to_what_is_finite_again
         step(3, use(2), finite=False),
         step(4, use(3, finite=False), finite=False),
     )
-    found = spoilt_at(evidence(*steps, end=use(4, finite=False)))
+    found = first_non_finite(evidence(*steps, end=use(4, finite=False)))
     assert found is not None
     assert found.index == 3
-    assert spoilt_at(evidence(*steps[:2], end=use(2))) is None
+    assert first_non_finite(evidence(*steps[:2], end=use(2))) is None
 
 
 def test_not_finite_in_backward_is_blamed_on_the_step_that_a_gradient_goes_through() -> None:
     # 0 -> 1 -> 2 -> END; 3 compares, and no gradient goes through it
     steps = step(1, use(0)), step(2, use(1)), step(3, use(1))
-    flows = {(END, 0): 1.0, (2, 0): 1.0, (1, 0): float("nan"), (3, 0): 1.0}
-    found = spoilt_in_backward(evidence(*steps, end=use(2), flows=flows))
+    gradients = {(END, 0): 1.0, (2, 0): 1.0, (1, 0): float("nan"), (3, 0): 1.0}
+    found = first_non_finite_in_backward(evidence(*steps, end=use(2), gradients=gradients))
     assert found is not None
     assert found.index == 1
 
 
 def test_tiny_gradients_are_told_at_the_step_they_come_to() -> None:
-    found = evidence(step(1, use(0)), step(2, use(1)), end=use(2), flows={(END, 0): 1.0, (2, 0): 1e-7})
-    assert entered_tiny(found, found.trace.steps[1])
-    assert not entered_tiny(found, found.trace.steps[2])
+    found = evidence(step(1, use(0)), step(2, use(1)), end=use(2), gradients={(END, 0): 1.0, (2, 0): 1e-7})
+    assert receives_tiny_gradient(found, found.trace.steps[1])
+    assert not receives_tiny_gradient(found, found.trace.steps[2])
 
 
 def test_ancestors_leave_out_what_the_score_does_not_need() -> None:
@@ -139,7 +141,7 @@ def test_ancestors_leave_out_what_the_score_does_not_need() -> None:
 def test_the_path_goes_through_the_step_that_is_asked_for() -> None:
     # 0 -> 1 -> 3, 0 -> 2 -> 3 -> END: both are as short
     steps = step(1, use(0)), step(2, use(0)), step(3, use(1), use(2))
-    found = evidence(*steps, end=use(3), flows={(END, 0): 2.0, (3, 1): 1.0})
+    found = evidence(*steps, end=use(3), gradients={(END, 0): 2.0, (3, 1): 1.0})
     assert [part.operation for part in path_through(found, steps[1])] == ["op0", "op2", "op3"]
     assert [part.gradient_norm for part in path_through(found, steps[1])] == [None, 1.0, 2.0]
     assert [part.alive for part in path_through(CUT, None)] == [True, False, False]
@@ -147,7 +149,7 @@ def test_the_path_goes_through_the_step_that_is_asked_for() -> None:
 
 def test_the_path_ends_where_a_value_leaves_torch() -> None:
     found = evidence(step(1, use(0)), end=None)
-    leaving = step(2, use(1), nature=Cause.LEFT_TORCH)
+    leaving = step(2, use(1), inherent_cause=Cause.LEFT_TORCH)
     parts = path_through(found, leaving)
     assert [(part.operation, part.alive) for part in parts] == [("op0", True), ("op1", True), ("op2", False)]
 

@@ -10,15 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from gradcam_callback.causes import Cause
+from gradcam_callback.diagnosis.torch_calls import ATTEMPTS, perturbed
 from gradcam_callback.diagnosis.trace import Step
-from gradcam_callback.diagnosis.tracer import (
-    ATTEMPTS,
-    ForwardCallDetector,
-    NoGradFallback,
-    Tracer,
-    disturbed,
-    inference_as_no_grad,
-)
+from gradcam_callback.diagnosis.tracer import Tracer
+from gradcam_callback.diagnosis.watchers import ForwardCallDetector
+from gradcam_callback.engine.no_grad_fallback import NoGradFallback, inference_as_no_grad
 
 
 def begun(tracer: Tracer, tensor: Tensor | None = None) -> Tensor:
@@ -37,7 +33,7 @@ def traced(function: Callable[[Tensor], Any], **settings: Any) -> tuple[Tracer, 
 
 
 def told(steps: list[Step]) -> list[tuple[str, Cause | None, list[tuple[int, bool]]]]:
-    return [(s.operation, s.nature, [(use.producer, use.alive) for use in s.uses]) for s in steps[1:]]
+    return [(s.operation, s.inherent_cause, [(use.producer, use.alive) for use in s.uses]) for s in steps[1:]]
 
 
 def test_steps_know_who_made_what_they_use() -> None:
@@ -93,7 +89,7 @@ def test_a_write_through_a_view_is_a_step_of_the_whole() -> None:
 def test_memory_seen_again_without_its_gradient_is_a_step_without_a_line() -> None:
     tracer, _ = traced(lambda x: nn.Parameter(x) * 2)
     unseen, product = tracer.trace.steps[1:]
-    assert (unseen.operation, unseen.nature, unseen.frames) == ("", Cause.DETACHED, ())
+    assert (unseen.operation, unseen.inherent_cause, unseen.frames) == ("", Cause.DETACHED, ())
     assert [(use.producer, use.alive) for use in product.uses] == [(1, False)]
 
 
@@ -106,12 +102,12 @@ def test_blocks_and_their_numbers() -> None:
 
     tracer, result = traced(forward)
     product, total = tracer.trace.steps[1:]
-    assert (product.nature, total.nature) == (Cause.NO_GRAD, Cause.INFERENCE_MODE)
+    assert (product.inherent_cause, total.inherent_cause) == (Cause.NO_GRAD, Cause.INFERENCE_MODE)
     assert not result.is_inference()
-    crossed, result = traced(forward, bridged=frozenset({product.event}))
-    assert crossed.trace.steps[1].nature is None
-    assert crossed.trace.steps[2].event == total.event
-    _, result = traced(forward, bridged=frozenset({product.event, total.event}))
+    crossed, result = traced(forward, bridged=frozenset({product.cut_id}))
+    assert crossed.trace.steps[1].inherent_cause is None
+    assert crossed.trace.steps[2].cut_id == total.cut_id
+    _, result = traced(forward, bridged=frozenset({product.cut_id, total.cut_id}))
     assert result.requires_grad
 
 
@@ -120,7 +116,7 @@ def test_crossing_keeps_the_numbers_of_the_steps() -> None:
         return (x * 2).detach() + 1
 
     plain, _ = traced(forward)
-    crossed, result = traced(forward, bridged=frozenset({plain.trace.steps[2].event}))
+    crossed, result = traced(forward, bridged=frozenset({plain.trace.steps[2].cut_id}))
     assert [step.operation for step in crossed.trace.steps] == [step.operation for step in plain.trace.steps]
     assert result.requires_grad
 
@@ -130,11 +126,11 @@ def test_crossing_keeps_the_numbers_of_the_steps() -> None:
 )
 def test_departures_are_noted_and_can_be_disturbed(leave: Callable[[Tensor], Any]) -> None:
     tracer, _ = traced(lambda x: leave(x.detach()))
-    [(number, step)] = tracer.trace.departures
-    assert step.nature is Cause.LEFT_TORCH
+    [(number, step)] = tracer.trace.torch_exits
+    assert step.inherent_cause is Cause.LEFT_TORCH
     torch.manual_seed(0)
     _, plain = traced(lambda x: torch.tensor(leave(x.detach().fill_(1))))
-    _, changed = traced(lambda x: torch.tensor(leave(x.detach().fill_(1))), disturb={number: disturbed})
+    _, changed = traced(lambda x: torch.tensor(leave(x.detach().fill_(1))), perturb={number: perturbed})
     assert not torch.equal(plain, changed)
 
 
@@ -150,7 +146,9 @@ class Squared(torch.autograd.Function):
 
 def test_the_inside_of_a_custom_function_is_named_by_it_and_begins_at_its_call() -> None:
     tracer, _ = traced(lambda x: Squared.apply(x))
-    assert {(step.operation, step.nature) for step in tracer.trace.steps[1:]} == {("Squared", Cause.CUSTOM_FUNCTION)}
+    assert {(step.operation, step.inherent_cause) for step in tracer.trace.steps[1:]} == {
+        ("Squared", Cause.CUSTOM_FUNCTION)
+    }
     outside = [[frame for frame in step.frames if frame.file == __file__] for step in tracer.trace.steps[1:]]
     assert all(frames[0].function == "<lambda>" for frames in outside)
 
@@ -161,9 +159,9 @@ def test_saved_tensors_that_were_changed_are_noted() -> None:
         spoilt.mul_(2)
         return (harmless + spoilt).sum()
 
-    tracer, result = traced(forward, noting_saved=True)
+    tracer, result = traced(forward, check_saved=True)
     result.backward()
-    [(address, saved_by)] = tracer.trace.spoilt
+    [(address, saved_by)] = tracer.trace.modified_after_save
     [writer] = [step for step in tracer.trace.steps if address in step.written]
     assert (saved_by, writer.index, writer.operation) == (2, 3, "Tensor.mul_")
 
@@ -237,7 +235,7 @@ def test_witness_sees_a_forward_that_is_called_directly() -> None:
 def test_disturbed_values_are_others_of_the_same_kind(dtype: torch.dtype) -> None:
     tensor = torch.tensor([[0, 1], [2, 3]]).to(dtype)
     for attempt in ATTEMPTS:
-        other = disturbed(tensor, attempt)
+        other = perturbed(tensor, attempt)
         assert (other.shape, other.dtype) == (tensor.shape, tensor.dtype)
         assert not torch.equal(other, tensor)
-        assert torch.equal(other, disturbed(tensor, attempt))
+        assert torch.equal(other, perturbed(tensor, attempt))

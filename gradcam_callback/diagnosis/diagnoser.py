@@ -1,65 +1,48 @@
-"""Corridor: why, and where. A second forward pass, traced, run only when health says so.
+"""Why a gradient is not there, and where it ends. A second forward pass, traced, run only when health says so.
 
 Note [Blame is shown, not guessed]
 
 A network is full of `detach`, `item` and comparisons that do no harm. So none is blamed for being there:
 
-- What is lost on the way to the score is found by going back from the score (`evidence`).
-- A cut that can be crossed is crossed. The next one on the same road is found in the next pass, until the gradient
+- What is lost on the way to the score is found by going back from the score (`search`).
+- A cut that can be crossed is crossed. The next one on the same path is found in the next pass, until the gradient
   arrives; these cuts together are the cause, and the same calls are crossed again to draw the map.
-- A value that left torch is blamed if the score changes when that value is disturbed.
+- A value that left torch is blamed if the score changes when that value is perturbed.
 """
 
 from __future__ import annotations
 
-import itertools
 import traceback
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
-from torch.jit._trace import TracedModule
-from torch.utils.hooks import RemovableHandle
 
 from gradcam_callback.causes import Cause
-from gradcam_callback.diagnosis import messages as wording
-from gradcam_callback.diagnosis import search as evidence
-from gradcam_callback.diagnosis.search import END, Evidence, Flow
-from gradcam_callback.diagnosis.trace import Frame, Step, Trace, Use, frame_of
-from gradcam_callback.diagnosis.tracer import ATTEMPTS, ForwardCallDetector, Tracer, disturbed, plain_name
-from gradcam_callback.engine import capture, explain, forward, gradients, health, layers
+from gradcam_callback.diagnosis import messages, search
+from gradcam_callback.diagnosis.blame import Blame, blames_of, crossable, told_once
+from gradcam_callback.diagnosis.context import CallerContext, is_closed
+from gradcam_callback.diagnosis.passes import Subject, TracedPass
+from gradcam_callback.diagnosis.path import path_through
+from gradcam_callback.diagnosis.source import frame_of, locate, module_of, named_modules
+from gradcam_callback.diagnosis.torch_calls import CHOOSING, JOINING
+from gradcam_callback.diagnosis.trace import Step
+from gradcam_callback.engine import auto, explain, forward, health, layers
 from gradcam_callback.engine.device_results import judge
-from gradcam_callback.engine.layouts import CHANNELS_FIRST
 from gradcam_callback.engine.memory import is_out_of_memory
-from gradcam_callback.engine.no_grad_fallback import inference_as_no_grad
-from gradcam_callback.engine.replica import ReplicaOptions, isolated
+from gradcam_callback.engine.replica import ReplicaOptions
 from gradcam_callback.engine.request import CAMRequest
-from gradcam_callback.engine.targets import OutputSpec, Target, TargetInput, as_target
+from gradcam_callback.engine.targets import OutputSpec, TargetInput, as_target
 from gradcam_callback.engine.transfer import copy_to_host
-from gradcam_callback.results import Cut, Diagnosis, GradientState, LayerHealth, SourceLocation, split_call
+from gradcam_callback.results import Cut, Diagnosis, GradientState, LayerHealth, split_call
 
-# How many cuts in a row are crossed, and how many departures are tried, before the search is given up.
+_NO_OPTIONS = ReplicaOptions()
+# How many cuts in a row are crossed, and how many torch exits are tried, before the search is given up.
 _PATIENCE = 16
 
-# What puts tensors side by side: where a gradient gets this far and not to the layer, the score looks at other parts.
-_JOINING = {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "column_stack", "nn.functional.pad"}
-# What chooses between tensors, sample by sample or pixel by pixel.
-_CHOOSING = {"where", "Tensor.where", "Tensor.__setitem__", "Tensor.copy_", "Tensor.index_copy", "Tensor.index_copy_"}
-_CHOOSING |= {"Tensor.index_put", "Tensor.index_put_", "Tensor.masked_scatter", "Tensor.masked_scatter_", "index_copy"}
-_CHOOSING |= {"Tensor.scatter", "Tensor.scatter_", "scatter", "masked_scatter", "index_put"}
-# A gradient in half precision below this may become zero by the next factor, whatever that is: 2^-24 is the smallest.
-_TINY = 2.0**-10
-# As in `gradients`, so that the way shows what the gradient met.
-_HALF_PRECISION_SCALE = 1024.0
 _UNDERFLOW = (
     "It is computed in half precision, in which a gradient this small becomes zero; float32 or bfloat16 keep it."
 )
-_NO_OPTIONS = ReplicaOptions()
 _UNKNOWN = "By which line is not known: no torch function was seen to do it."
 
 
@@ -70,6 +53,7 @@ def diagnose(
     *,
     target: TargetInput = "predicted",
     output: OutputSpec = None,
+    source_lines: bool = True,
     options: ReplicaOptions = _NO_OPTIONS,
 ) -> Diagnosis:
     """Find out why samples have no usable gradient at a layer, and where it ends.
@@ -79,10 +63,11 @@ def diagnose(
     Args:
         model: Any module that maps images to logits.
         inputs: `(N, C, H, W)`, as the model takes them.
-        target_layer: The dotted name of the layer, with the number of a call if it is about that one, as for
+        target_layer: The dotted name of the layer, with the number of a call if it is about that one, or "auto", as for
             `compute_cam`.
         target: As for `compute_cam`.
         output: As for `compute_cam`.
+        source_lines: Whether the lines to blame are quoted. What looks like a secret in them is masked.
         options: How the replica is made.
 
     Returns:
@@ -91,100 +76,81 @@ def diagnose(
 
     Raises:
         TypeError: `inputs`, `target` or `target_layer` is of a wrong type.
-        ValueError: There is no such layer or class; no logits were found.
+        ValueError: There is no such layer or class, or "auto" found none; no logits were found.
     """
-    [layer] = layers.find_layers(model, layers.check_names(target_layer))
-    context = _Context.of(model)
+    context = CallerContext.of(model, inputs)
+    layer, *others = layers.check_names(target_layer)
+    if others:
+        raise TypeError(f"A diagnosis is of one layer: a dotted name or {layers.AUTO!r}; given: {target_layer!r:.200}.")
     request = CAMRequest.of(layer, [target], output=output)
-    if _is_closed(model, layer):
-        examined = {layer: health.missing(None, forward.prepared(inputs, model), Cause.HOOK_BYPASSED)}
-        verdict = health.judge(examined, health.pack(examined.values()).cpu())[layer]
-        return _Investigation(model, inputs, layer, as_target(target), output, context, verdict, options).conclude()
     try:
-        results = explain.explain(model, inputs, request, options=options)
-        [result] = judge(results, *copy_to_host([results.verdicts]))
+        if layer == layers.AUTO:
+            layer = auto.choose_layer(model, inputs, request, options=options)
+        [layer] = layers.find_layers(model, [layer])
+        if is_closed(model, layer):
+            missing = {layer: health.missing(None, forward.prepared(inputs, model), Cause.HOOK_BYPASSED)}
+            verdict = health.judge(missing, *copy_to_host([health.pack(missing.values())]))[layer]
+        else:
+            results = explain.explain(model, inputs, request.at(layer), options=options)
+            [result] = judge(results, *copy_to_host([results.verdicts]))
+            verdict = result.health[layer]
     except Exception as error:
         if not forward.raised_by_model(error) or is_out_of_memory(error):
             raise
-        return of_failed_forward(layer, error, len(inputs))
-    verdict = result.health[layer]
-    return _Investigation(model, inputs, layer, as_target(target), output, context, verdict, options).conclude()
+        return of_failed_forward(layer, error, len(inputs), source_lines=source_lines)
+    call = None if split_call(layer)[1] is None else verdict.call
+    subject = Subject(model, inputs, layer, as_target(target), output, call, verdict.null_probes, options)
+    return Diagnoser(subject, context, verdict, source_lines).run()
+
+
+def of_failed_forward(layer: str, error: Exception, probes: int, *, source_lines: bool = True) -> Diagnosis:
+    """The model raised: there is nothing to trace, and the traceback says where.
+
+    Args:
+        layer: Its dotted name.
+        error: With its traceback, which leads through `forward.call_model`.
+        probes: How many there are.
+        source_lines: As for `diagnose`.
+    """
+    raw = list(traceback.walk_tb(error.__traceback__))
+    call = [frame.f_code for frame, _ in raw].index(forward.call_model.__code__)
+    frames = [frame_of(frame, line) for frame, line in reversed(raw[call + 1 :])]
+    location = locate(frames, module_of(frames, raw[call][0].f_locals["model"]), quote=source_lines)
+    cut = Cut(Cause.FORWARD_FAILED, location, "")
+    return Diagnosis(
+        layer=layer,
+        cause=Cause.FORWARD_FAILED,
+        location=location,
+        probes=tuple(range(probes)),
+        path=(),
+        rescued=(),
+        message=messages.failed_forward(error, location),
+        remedy=messages.advice(cut),
+        cuts=(cut,),
+    )
 
 
 @dataclass(frozen=True)
-class _Context:
-    """What the caller had switched off, before the wall switched it on.
+class Diagnoser:
+    """The search for the cause at one layer.
 
     Attributes:
-        modes: NO_GRAD or INFERENCE_MODE, if the caller is in it.
-        frozen: The modules all of whose own parameters require no gradient.
+        subject: The layer, and the score.
+        context: How the caller called.
+        verdict: What the gradient is like.
+        source_lines: Whether lines of code are quoted.
     """
 
-    modes: tuple[Cause, ...]
-    frozen: frozenset[str]
-
-    @classmethod
-    def of(cls, model: nn.Module) -> _Context:
-        if torch.is_inference_mode_enabled():
-            modes: tuple[Cause, ...] = (Cause.INFERENCE_MODE,)
-        else:
-            modes = () if torch.is_grad_enabled() else (Cause.NO_GRAD,)
-        own = {name: list(module.parameters(recurse=False)) for name, module in _named_modules(model).items()}
-        frozen = (name for name, parameters in own.items() if not any(p.requires_grad for p in parameters))
-        return cls(modes, frozenset(frozen))
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What one traced pass gave.
-
-    Attributes:
-        evidence: How the pass went.
-        scores: `(N,)`.
-        gradient: As of `gradients.differentiate`.
-        unpassable: The step that torch could not go backward through, if there is one.
-    """
-
-    evidence: Evidence
-    scores: Tensor
-    gradient: Tensor | None
-    unpassable: Step | None
-
-    def reaches(self, probes: Sequence[int]) -> bool:
-        """Whether a gradient arrives for any of the probes, and is other than zero."""
-        return self.gradient is not None and bool((self.gradient[list(probes)] != 0).any())
-
-
-@dataclass(frozen=True)
-class _Blame:
-    """A step that is to blame, and for what."""
-
-    step: Step
-    cause: Cause
-
-    @property
-    def cut(self) -> Cut:
-        return Cut(self.cause, evidence.locate(self.step.frames, self.step.module), self.step.operation)
-
-
-@dataclass(frozen=True)
-class _Investigation:
-    """One layer under suspicion."""
-
-    model: nn.Module
-    inputs: Tensor
-    layer: str
-    target: Target
-    output: OutputSpec
-    context: _Context
+    subject: Subject
+    context: CallerContext
     verdict: LayerHealth
-    options: ReplicaOptions
+    source_lines: bool
 
-    def conclude(self) -> Diagnosis:
+    def run(self) -> Diagnosis:
         """Choose what to look for by the state of the gradient, the worst first."""
         if self.verdict.cause in (Cause.LAYER_NOT_CALLED, Cause.UNSUPPORTED_OUTPUT, Cause.HOOK_BYPASSED):
             return self._layer_itself(self.verdict.cause)
-        run = self._run()
+        run = self.subject.trace()
         states = self.verdict.state
         if GradientState.NONE in states:
             return self._none(run)
@@ -192,38 +158,35 @@ class _Investigation:
             return self._non_finite(run)
         if GradientState.ZERO in states:
             return self._zero(run)
-        return self._told(run, [])
-
-    @property
-    def _call(self) -> int | None:
-        """The number of the call that was chosen, counted from 0."""
-        return None if split_call(self.layer)[1] is None else self.verdict.call
+        return self.report(run, [])
 
     # What can be wrong
 
     def _layer_itself(self, cause: Cause) -> Diagnosis:
         never = cause is Cause.LAYER_NOT_CALLED and self.verdict.calls == 0
-        ran, location = self._ran_without_hooks() if never else (False, None)
-        cut = Cut(Cause.HOOK_BYPASSED, location, "forward") if ran else Cut(cause, None, "")
-        return self._told(None, [cut])
+        direct = self.subject.find_direct_call() if never else None
+        if direct is None:
+            return self.report(None, [Cut(cause, None, "")])
+        location = locate(*direct, quote=self.source_lines)
+        return self.report(None, [Cut(Cause.HOOK_BYPASSED, location, "forward")])
 
-    def _none(self, run: _Run) -> Diagnosis:
+    def _none(self, run: TracedPass) -> Diagnosis:
         if self.verdict.cause is not None:
-            return self._refused(run, self.verdict.cause)
-        blames, bridges = self._cross(run, evidence.blocked_at(run.evidence))
+            return self._no_backward(run, self.verdict.cause)
+        blames, bridges = self._cross(run, search.blocking_steps(run.evidence))
         seen = [blame for blame in blames if blame.step.frames]
         if len(seen) < len(blames) or not blames:  # a way out of torch, and in again, looks like a step without a call
-            blames = self._departure(run) or seen or blames
+            blames = _torch_exit(self.subject, run) or seen or blames
         if not blames:
-            blames, bridges = self._hidden(run)
+            blames, bridges = self.probe_untraced(run)
         if blames:
-            return self._blamed(run, blames, bridges=bridges)
-        if run.reaches(self.verdict.null_probes):  # what the tracer does for every block, the wall does not
-            return self._told(run, [Cut(run.evidence.trace.begun_in or Cause.INFERENCE_MODE, None, "")])
-        cause = Cause.LEFT_TORCH if self._moves_score(run) else Cause.NOT_ON_PATH
-        return self._told(run, [Cut(cause, None, "")], note=_UNKNOWN if cause is Cause.LEFT_TORCH else "")
+            return self.report_steps(run, blames, bridges=bridges)
+        if run.reaches(self.subject.nulls):  # what the tracer does for every block, a pass without it does not
+            return self.report(run, [Cut(run.evidence.trace.layer_block or Cause.INFERENCE_MODE, None, "")])
+        cause = Cause.LEFT_TORCH if self.subject.score_depends_on((), run) else Cause.NOT_ON_PATH
+        return self.report(run, [Cut(cause, None, "")], note=_UNKNOWN if cause is Cause.LEFT_TORCH else "")
 
-    def _cross(self, run: _Run, first: Sequence[Step]) -> tuple[list[_Blame], frozenset[int]]:
+    def _cross(self, run: TracedPass, first: Sequence[Step]) -> tuple[list[Blame], frozenset[int]]:
         """Cross one cut after the other. See Note [Blame is shown, not guessed].
 
         Args:
@@ -233,336 +196,154 @@ class _Investigation:
         Returns:
             What is to blame; and the numbers of the calls that were crossed, none if that did not help.
         """
-        side_roads = {step.event for step in evidence.beside(run.evidence)} - {step.event for step in first}
+        side = {step.cut_id for step in search.side_branch_losses(run.evidence)} - {step.cut_id for step in first}
         steps, new, bridges = list(first), list(first), frozenset[int]()
         for _ in range(_PATIENCE):
-            events = frozenset(step.event for step in new if step.event is not None)
-            if not events:
+            cuts = frozenset(step.cut_id for step in new if step.cut_id is not None)
+            if not cuts:
                 break
-            bridges |= events
-            run = self._run(bridges=bridges)
-            if run.reaches(self.verdict.null_probes):
-                return _blames(step for step in steps if step.event in bridges), bridges
-            behind = evidence.blocked_at(run.evidence) if run.gradient is None else evidence.beside(run.evidence)
-            new = [step for step in behind if step.event not in bridges | side_roads]
+            bridges |= cuts
+            run = self.subject.trace(bridges=bridges)
+            if run.reaches(self.subject.nulls):
+                return blames_of(step for step in steps if step.cut_id in bridges), bridges
+            none = run.gradient is None
+            later = search.blocking_steps(run.evidence) if none else search.side_branch_losses(run.evidence)
+            new = [step for step in later if step.cut_id not in bridges | side]
             steps += new
-        blames = _blames(steps)
+        blames = blames_of(steps)
         if run.gradient is not None and bridges:
-            blames += self._zeros(run)
-        elif run.evidence.end is None and bridges:  # behind the cuts that were crossed, the road leaves torch
-            blames += self._departure(run)
+            blames += self._zero_sinks(run)
+        elif run.evidence.end is None and bridges:  # after the cuts that were crossed, the path leaves torch
+            blames += _torch_exit(self.subject, run)
         return blames, frozenset()
 
-    def _hidden(self, run: _Run) -> tuple[list[_Blame], frozenset[int]]:
+    def probe_untraced(self, run: TracedPass) -> tuple[list[Blame], frozenset[int]]:
         """Where the way from a cut on cannot be seen (scripted code, say): a cut that helps when it is crossed."""
         trace = run.evidence.trace
-        for step in _crossable([*(step for step in trace.steps if any(use.alive for use in step.uses)), *trace.blocks]):
-            bridges = frozenset({step.event or 0})
-            if self._run(bridges=bridges).reaches(self.verdict.null_probes):
-                return _blames([step]), bridges
+        candidates = [step for step in trace.steps if any(use.alive for use in step.uses)]
+        for step in crossable([*candidates, *trace.blocks])[:_PATIENCE]:
+            bridges = frozenset({step.cut_id or 0})
+            if self.subject.trace(bridges=bridges).reaches(self.subject.nulls):
+                return blames_of([step]), bridges
         return [], frozenset()
 
-    def _departure(self, run: _Run) -> list[_Blame]:
-        """The first line at which values left torch that the score depends on, and the cuts before it."""
-        lines: dict[object, dict[int, Step]] = {}
-        for number, step in run.evidence.trace.departures:
-            lines.setdefault((step.frames[:1], step.operation), {})[number] = step
-        for departures in list(lines.values())[:_PATIENCE]:
-            if self._moves_score(run, departures):
-                step = next(iter(departures.values()))
-                return _blames([*evidence.lost_by(run.evidence, step.uses), step])
-        return []
-
-    def _refused(self, run: _Run, cause: Cause) -> Diagnosis:
+    def _no_backward(self, run: TracedPass, cause: Cause) -> Diagnosis:
         """Torch would not go backward."""
-        steps = [] if run.unpassable is None else [run.unpassable]
+        steps = [] if run.no_backward is None else [run.no_backward]
         if cause is Cause.INPLACE_MODIFIED:
-            trace = self._run(noting_saved=True).evidence.trace
-            writers = (
-                next((step for step in trace.steps[saved_by + 1 :] if address in step.written), None)
-                for address, saved_by in trace.spoilt
-            )
-            steps = [step for step in writers if step is not None]
+            steps = search.writes_after_save(self.subject.trace(check_saved=True).evidence.trace)
         note = self.verdict.detail if cause is Cause.INFERENCE_MODE else f"Torch says: {self.verdict.detail}"
         if not steps:
-            return self._told(run, [Cut(cause, None, "")], note=note)
+            return self.report(run, [Cut(cause, None, "")], note=note)
         note = "" if cause is Cause.INPLACE_MODIFIED else note
-        return self._blamed(run, [_Blame(step, cause) for step in steps], note=note)
+        return self.report_steps(run, [Blame(step, cause) for step in steps], note=note)
 
-    def _zero(self, run: _Run) -> Diagnosis:
-        crossed: list[_Blame] = []
+    def _zero(self, run: TracedPass) -> Diagnosis:
+        crossed: list[Blame] = []
         bridges: frozenset[int] = frozenset()
-        listening = [step for step in evidence.ancestors(run.evidence) if step.operation.endswith("register_hook")]
-        for step in _crossable([*evidence.beside(run.evidence), *listening]):
+        hooks = [step for step in search.ancestors(run.evidence) if step.operation.endswith("register_hook")]
+        for step in crossable([*search.side_branch_losses(run.evidence), *hooks])[:_PATIENCE]:
             blames, needed = self._cross(run, [step])
             crossed += blames if needed else []
             bridges |= needed
-        heard = any(blame.step in listening for blame in crossed)
-        routed = crossed and (heard or len(self.verdict.null_probes) < len(self.verdict.state))
-        behind = {blame.step.index for blame in crossed}
+        by_hook = any(blame.step in hooks for blame in crossed)
+        explained = crossed and (by_hook or len(self.subject.nulls) < len(self.verdict.state))
+        sources = {blame.step.index for blame in crossed}
         zeros = [
             blame
-            for blame in ([] if routed else self._zeros(run))
-            if behind.isdisjoint(step.index for step in evidence.ancestors(run.evidence, blame.step.index))
+            for blame in ([] if explained else self._zero_sinks(run))
+            if sources.isdisjoint(step.index for step in search.ancestors(run.evidence, blame.step.index))
         ]
         if not zeros and not crossed:
-            return self._told(run, [Cut(Cause.ZERO_GRADIENT, None, "")])
-        underflow = any(evidence.entered_tiny(run.evidence, blame.step) for blame in zeros)
-        note = _UNDERFLOW if underflow else ""
-        return self._blamed(run, [*zeros, *crossed], bridges=bridges, note=note)
+            return self.report(run, [Cut(Cause.ZERO_GRADIENT, None, "")])
+        underflow = any(search.receives_tiny_gradient(run.evidence, blame.step) for blame in zeros)
+        return self.report_steps(run, [*zeros, *crossed], bridges=bridges, note=_UNDERFLOW if underflow else "")
 
-    def _zeros(self, run: _Run) -> list[_Blame]:
-        """What makes the gradient zero; where samples are put together from several roads, the end of their road."""
+    def _zero_sinks(self, run: TracedPass) -> list[Blame]:
+        """What makes the gradient zero; where samples are put together from several branches, the end of theirs."""
         blames = []
-        for step in evidence.stopped_by(run.evidence, lambda flow: flow.reaches):
-            joined = step.operation in _JOINING
-            roads = [use for use in step.uses if use.floating] if joined or step.operation in _CHOOSING else []
-            lost = _blames(evidence.lost_by(run.evidence, roads))
-            lost = lost or (self._departure(run) if roads else [])
-            blames += lost or [_Blame(step, Cause.NOT_ON_PATH if joined else Cause.ZERO_GRADIENT)]
+        for step in search.gradient_sinks(run.evidence, lambda gradient: gradient.nonzero):
+            joined = step.operation in JOINING
+            branches = [use for use in step.uses if use.floating] if joined or step.operation in CHOOSING else []
+            lost = blames_of(search.loss_steps(run.evidence, branches))
+            lost = lost or (_torch_exit(self.subject, run) if branches else [])
+            blames += lost or [Blame(step, Cause.NOT_ON_PATH if joined else Cause.ZERO_GRADIENT)]
         return blames
 
-    def _non_finite(self, run: _Run) -> Diagnosis:
+    def _non_finite(self, run: TracedPass) -> Diagnosis:
         trace = run.evidence.trace
         if trace.steps and not trace.steps[0].finite:
-            trace = self._run(from_inputs=True).evidence.trace
+            trace = self.subject.trace(from_inputs=True).evidence.trace
             if not trace.steps[0].finite:
-                return self._told(run, [Cut(Cause.NON_FINITE, None, "")], note="The images themselves are not finite.")
-            step = evidence.spoilt_before(trace)
+                note = "The images themselves are not finite."
+                return self.report(run, [Cut(Cause.NON_FINITE, None, "")], note=note)
+            step = search.first_non_finite_before_layer(trace)
         else:
-            step = evidence.spoilt_at(run.evidence) or evidence.spoilt_in_backward(run.evidence)
+            step = search.first_non_finite(run.evidence) or search.first_non_finite_in_backward(run.evidence)
         if step is None:
-            return self._told(run, [Cut(Cause.NON_FINITE, None, "")])
-        return self._blamed(run, [_Blame(step, Cause.NON_FINITE)], note=_bad_values(self.model, step.module))
+            return self.report(run, [Cut(Cause.NON_FINITE, None, "")])
+        note = _bad_values(self.subject.model, step.module)
+        return self.report_steps(run, [Blame(step, Cause.NON_FINITE)], note=note)
 
-    # Experiments
+    # What is told
 
-    def _run(
-        self,
-        *,
-        bridges: frozenset[int] = frozenset(),
-        disturb: Mapping[int, Callable[[Tensor], Tensor]] | None = None,
-        from_inputs: bool = False,
-        noting_saved: bool = False,
-        change: Callable[[Tensor], Tensor] | None = None,
-    ) -> _Run:
-        """One traced pass."""
-        with isolated(self.model, self.options) as replica, ExitStack() as hooks:
-            inputs = forward.prepared(self.inputs, replica.model)
-            found = layers.find_layers(replica.model, [self.layer])
-            if change is not None:
-                hooks.callback(_disturb(found[self.layer], change, self._call).remove)
-            tracer = Tracer(bridged=bridges, disturb=disturb, noting_saved=noting_saved, from_inputs=from_inputs)
-            calls = {self.layer: self._call}
-            read = partial(self.target.read, output=self.output, samples=len(inputs))
-            with forward.forward_pass(replica.model, inputs, found, read, tracer, calls) as (logits, recordings):
-                end = tracer.use_of(logits)
-                scores = self.target.score(logits).values
-                taken = gradients.differentiate(scores, recordings, keep_graph=True)[self.layer]
-                nulls = list(self.verdict.null_probes) or slice(None)
-                places = _places(tracer.trace.steps, end)
-                flows = {} if taken.failure else _flows(scores[nulls], places)
-                unpassable = _unpassable(scores, tracer.trace.steps) if taken.failure else None
-                return _Run(Evidence(tracer.trace, end, flows), scores.detach(), taken.gradient, unpassable)
-
-    def _moves_score(self, run: _Run, departures: Collection[int] = ()) -> bool:
-        """Whether the null probes' scores change when departures are disturbed, or, without any, the layer's output."""
-        for attempt in ATTEMPTS:
-            change = partial(disturbed, attempt=attempt)
-            try:
-                changed = self._run(
-                    disturb=dict.fromkeys(departures, change), change=None if departures else change
-                ).scores
-            except Exception:  # not a possible value (an index out of range), or one that the model refuses
-                continue
-            nulls = list(self.verdict.null_probes)
-            if not torch.allclose(changed[nulls], run.scores[nulls], rtol=0, atol=0, equal_nan=True):
-                return True
-        return False
-
-    def _ran_without_hooks(self) -> tuple[bool, SourceLocation | None]:
-        """Whether the layer's `forward` was run past its hooks, and by which line."""
-        with isolated(self.model, self.options) as replica:
-            layer = layers.find_layers(replica.model, [self.layer])[self.layer]
-            witness = ForwardCallDetector(layer)
-            with witness, inference_as_no_grad():
-                forward.call_model(replica.model, forward.prepared(self.inputs, replica.model))
-            frames = witness.frames
-            return frames is not None, evidence.locate(frames or (), _module_of(frames or (), replica.model))
-
-    # Words
-
-    def _blamed(
-        self, run: _Run, blames: Sequence[_Blame], *, bridges: frozenset[int] = frozenset(), note: str = ""
+    def report_steps(
+        self, run: TracedPass, blames: Sequence[Blame], *, bridges: frozenset[int] = frozenset(), note: str = ""
     ) -> Diagnosis:
-        """The diagnosis, where steps are to blame: in forward order, each place once."""
+        """The diagnosis where steps are to blame: in forward order, each place once."""
         ordered = sorted(blames, key=lambda blame: blame.step.index)
-        leaving = {_line(blame) for blame in ordered if blame.cause is Cause.LEFT_TORCH}
-        cuts = [
-            Cut(blame.cause, None, "") if blame.cause is Cause.NOT_ON_PATH or note is _UNDERFLOW else blame.cut
-            for blame in ordered
-            # A `detach` on the very line where the value leaves torch is a part of leaving it.
-            if blame.cause is Cause.LEFT_TORCH or _line(blame) is None or _line(blame) not in leaving
-        ]
-        once = list({(cut.cause, cut.location and str(cut.location)): cut for cut in reversed(cuts)}.values())[::-1]
+        cuts = told_once(ordered, without_lines=note is _UNDERFLOW, quote=self.source_lines)
         # A way that ends before the score is shown up to its end.
         through = ordered[0 if run.evidence.end else -1].step
-        return self._told(run, once, through=through, bridges=bridges, note=note)
+        return self.report(run, cuts, through=through, bridges=bridges, note=note)
 
-    def _told(
+    def report(
         self,
-        run: _Run | None,
+        run: TracedPass | None,
         cuts: Sequence[Cut],
         *,
         through: Step | None = None,
         bridges: frozenset[int] = frozenset(),
         note: str = "",
     ) -> Diagnosis:
-        cause = cuts[0].cause if cuts else None
-        trace = None if run is None else run.evidence.trace
+        """The diagnosis.
+
+        Args:
+            run: Whose path is shown.
+            cuts: The places to blame, the first one first; none where all is well.
+            through: A step that the path goes through.
+            bridges: The numbers of the calls that have to be crossed to get a gradient.
+            note: What else was seen.
+        """
         return Diagnosis(
-            layer=self.layer,
-            cause=cause,
+            layer=self.subject.layer,
+            cause=cuts[0].cause if cuts else None,
             location=cuts[0].location if cuts else None,
-            probes=self.verdict.null_probes,
-            path=() if run is None else evidence.path_through(run.evidence, through),
-            rescued=self._rescued(trace),
-            message=wording.message(self.layer, self.verdict, cuts, note),
-            remedy=wording.advice(cuts[0]) if cuts else "",
+            probes=self.subject.nulls,
+            path=() if run is None else path_through(run.evidence, through),
+            rescued=self.context.rescued(None if run is None else run.evidence.trace),
+            message=messages.message(self.subject.layer, self.verdict, cuts, note),
+            remedy=messages.advice(cuts[0]) if cuts else "",
             cuts=tuple(cuts),
             bridges=bridges,
         )
 
-    def _rescued(self, trace: Trace | None) -> tuple[Cause, ...]:
-        if trace is None:
-            return self.context.modes
-        begun_in = () if trace.begun_in is None else (trace.begun_in,)
-        frozen = bool(trace.modules) and self.context.frozen.issuperset(trace.modules)
-        unneeded = frozen and not self.inputs.requires_grad
-        return tuple(dict.fromkeys((*((Cause.FROZEN,) if unneeded else ()), *self.context.modes, *begun_in)))
 
-
-def _blames(steps: Iterable[Step]) -> list[_Blame]:
-    """Each step for what it is by nature; of a block, the first operation that is lost in it."""
-    ordered = sorted(steps, key=lambda step: step.index)
-    first = {step.event: step for step in reversed(ordered) if step.event is not None}
-    kept = [step for step in ordered if step.event is None or step is first[step.event]]
-    return [_Blame(step, step.nature or _default_cause(step)) for step in kept]
-
-
-def _default_cause(step: Step) -> Cause:
-    return Cause.ZERO_GRADIENT if step.operation.endswith("register_hook") else Cause.NON_DIFFERENTIABLE
-
-
-def _crossable(steps: Iterable[Step]) -> list[Step]:
-    """The first step of each call that can be crossed; not more than are tried."""
-    first = {step.event: step for step in sorted(steps, key=lambda step: -step.index) if step.event is not None}
-    return sorted(first.values(), key=lambda step: step.index)[:_PATIENCE]
-
-
-def _line(blame: _Blame) -> str | None:
-    location = blame.cut.location
-    return None if location is None else str(location)
-
-
-_Place = tuple[tuple[int, int], GradientEdge]
-
-
-def _places(steps: Sequence[Step], end: Use | None) -> list[_Place]:
-    """Where a gradient can be asked for: each use of a tensor that carries one, and the logits."""
-    uses = [((step.index, position), use) for step in steps for position, use in enumerate(step.uses)]
-    uses += [] if end is None else [((END, 0), end)]
-    return [(place, use.edge) for place, use in uses if use.edge is not None]
-
-
-def _flows(scores: Tensor, places: Sequence[_Place]) -> dict[tuple[int, int], Flow]:
-    """The gradient of the sum of the scores at each place."""
-    if not places or not scores.requires_grad:
-        return {}
-    half = scores.dtype == torch.float16
-    scale = _HALF_PRECISION_SCALE if half else 1.0
-    weight = torch.full_like(scores, scale)
-    taken = torch.autograd.grad(scores, [edge for _, edge in places], weight, retain_graph=True, allow_unused=True)
-    flows = {}
-    for (place, _), gradient in zip(places, taken, strict=True):
-        if gradient is not None:
-            values = gradient.detach().double()
-            tiny = gradient.dtype == torch.float16 and bool(values.abs().amax() < _TINY)
-            norm = float(torch.linalg.vector_norm(values)) / scale
-            flows[place] = Flow(norm, bool(gradient.isfinite().all()), tiny)
-    return flows
-
-
-def _unpassable(scores: Tensor, steps: Sequence[Step]) -> Step | None:
-    """The last step that the gradient comes to and torch cannot go backward through."""
-    for step in reversed(steps):
-        try:
-            _flows(scores, _places([step], None))
-        except Exception:  # whatever a custom function raises
-            return step
-    return None
-
-
-def _named_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """All modules by the names that people know them by."""
-    return {plain_name(name): module for name, module in model.named_modules()}
-
-
-def _is_closed(model: nn.Module, layer: str) -> bool:
-    """Whether the layer is scripted or inside a scripted or traced module, which runs no hooks of its parts."""
-    modules = _named_modules(model)
-    layer, _ = split_call(layer)
-    parts = layer.split(".")
-    parents = [modules.get(".".join(parts[:count])) for count in range(len(parts))]
-    own = modules.get(layer)
-    scripted = isinstance(own, torch.jit.ScriptModule) and not isinstance(own, TracedModule)
-    return scripted or any(isinstance(parent, torch.jit.ScriptModule) for parent in parents)
-
-
-def _disturb(layer: nn.Module, change: Callable[[Tensor], Tensor], call: int | None) -> RemovableHandle:
-    """Change what the layer returns, at one call or at every one."""
-    calls = itertools.count()
-
-    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        activation, number = CHANNELS_FIRST.find_activation(output), next(calls)
-        if activation is None or call not in (None, number):
-            return None
-        return capture.replaced(output, activation, change(activation))
-
-    # Before the user's hooks, which may be where the activation goes on from.
-    return layer.register_forward_hook(hook, prepend=True)
+def _torch_exit(subject: Subject, run: TracedPass) -> list[Blame]:
+    """The first line at which values left torch that the score depends on, and the cuts before it."""
+    lines: dict[object, dict[int, Step]] = {}
+    for number, step in run.evidence.trace.torch_exits:
+        lines.setdefault((step.frames[:1], step.operation), {})[number] = step
+    for exits in list(lines.values())[:_PATIENCE]:
+        if subject.score_depends_on(exits, run):
+            step = next(iter(exits.values()))
+            return blames_of([*search.loss_steps(run.evidence, step.uses), step])
+    return []
 
 
 def _bad_values(model: nn.Module, module: str) -> str:
     """What of a module's own weights and statistics is not finite, in a sentence."""
-    own = _named_modules(model).get(module, model)
+    own = named_modules(model).get(module, model)
     held = (*own.named_parameters(recurse=False), *own.named_buffers(recurse=False))
     bad = [name for name, tensor in held if not bool(tensor.isfinite().all())]
     return f"NaN or infinity is in its own {' and '.join(bad)}" if bad else ""
-
-
-def _module_of(frames: Sequence[Frame], model: nn.Module) -> str:
-    """The dotted name of the innermost module that these lines were run by; "" if it is the model itself."""
-    names = {id(module): name for name, module in _named_modules(model).items()}
-    return next((names[frame.module] for frame in frames if frame.module in names), "")
-
-
-def of_failed_forward(layer: str, error: Exception, probes: int) -> Diagnosis:
-    """The model raised: there is nothing to trace, and the traceback says where."""
-    raw = list(traceback.walk_tb(error.__traceback__))
-    call = [frame.f_code for frame, _ in raw].index(forward.call_model.__code__)
-    frames = [frame_of(frame, line) for frame, line in reversed(raw[call + 1 :])]
-    location = evidence.locate(frames, _module_of(frames, raw[call][0].f_locals["model"]))
-    cut = Cut(Cause.FORWARD_FAILED, location, "")
-    where = "" if location is None else f" at {location}: `{location.code}`"
-    return Diagnosis(
-        layer=layer,
-        cause=Cause.FORWARD_FAILED,
-        location=location,
-        probes=tuple(range(probes)),
-        path=(),
-        rescued=(),
-        message=f"The model raised {type(error).__name__}{where}: {str(error).rstrip('.')}.",
-        remedy=wording.advice(cut),
-        cuts=(cut,),
-    )

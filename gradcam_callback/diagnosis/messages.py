@@ -1,4 +1,4 @@
-"""A diagnosis in words. Pure: it imports the leaves alone."""
+"""A diagnosis in words."""
 
 from __future__ import annotations
 
@@ -125,6 +125,12 @@ def message(layer: str, verdict: LayerHealth, cuts: Sequence[Cut], note: str = "
     return " ".join(sentences)
 
 
+def failed_forward(error: Exception, location: SourceLocation | None) -> str:
+    """That the model raised, and where."""
+    where = "" if location is None else f" at {location}" + (f": `{location.code}`" if location.code else "")
+    return f"The model raised {type(error).__name__}{where}: {str(error).rstrip('.')}."
+
+
 def explanation(cut: Cut) -> str:
     """Why the gradient ends there, as half a sentence."""
     if not cut.operation or cut.cause not in _BY_OPERATION:
@@ -163,4 +169,5 @@ def _who(verdict: LayerHealth) -> str:
 def _at(location: SourceLocation | None) -> str:
     if location is None:
         return ""
-    return f", in `{location.function}` at {location.file}:{location.line}: `{location.code}`"
+    code = f": `{location.code}`" if location.code else ""
+    return f", in `{location.function}` at {location}{code}"

@@ -1,6 +1,6 @@
-"""The record of one traced forward pass: which calls used which tensors, and where they were made. A leaf.
+"""The record of one traced forward pass: which calls used which tensors, and where they were made.
 
-`tracing` writes it, `evidence` reads it.
+`tracer` writes it, `search` reads it.
 
 Note [Alive when it is used]
 
@@ -13,34 +13,11 @@ weight that requires a gradient gives one to the score, too.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from types import FrameType
 
 from torch.autograd.graph import GradientEdge
 
 from gradcam_callback.causes import Cause
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A line of Python that was being executed.
-
-    Attributes:
-        file: The path of the file.
-        line: The line's number, from 1.
-        function: The function that the line is in.
-        module: The identity of the module whose call it is a part of, where the line is that call's own.
-    """
-
-    file: str
-    line: int
-    function: str
-    module: int | None = field(default=None, compare=False)
-
-
-def frame_of(frame: FrameType, line: int) -> Frame:
-    """The record of a frame."""
-    called = frame.f_locals.get("self") if frame.f_code.co_name == "_call_impl" else None
-    return Frame(frame.f_code.co_filename, line, frame.f_code.co_name, None if called is None else id(called))
+from gradcam_callback.diagnosis.source import Frame
 
 
 @dataclass(frozen=True)
@@ -66,16 +43,16 @@ class Use:
 
 @dataclass(frozen=True)
 class Step:
-    """One call on the way from the layer on.
+    """One call after the layer.
 
     Attributes:
         index: Its position in the trace.
         operation: The function's name, e.g. "Tensor.detach"; of a custom function, its class's name.
         module: The dotted name of the module in whose forward it happened; "" is the model itself.
         uses: The tensors it used that depend on the layer.
-        nature: Why its result carries no gradient if its inputs did, where the call itself tells.
-        event: The number of the call that is to blame (the `detach`, the beginning of the `no_grad` block), by which
-            it can be bridged; None where it cannot.
+        inherent_cause: Why its result carries no gradient if its inputs did, where the call itself tells.
+        cut_id: The number of the call that is to blame (the `detach`, the beginning of the `no_grad` block), by which
+            it can be crossed; None where it cannot.
         frames: Innermost first, up to the call of the model; empty where no call was seen.
         shape: Of its first result.
         finite: Whether all values of its results are finite.
@@ -85,12 +62,12 @@ class Step:
     index: int
     operation: str
     module: str
-    uses: tuple[Use, ...]
-    nature: Cause | None
-    event: int | None
-    frames: tuple[Frame, ...]
-    shape: tuple[int, ...]
-    finite: bool
+    uses: tuple[Use, ...] = ()
+    inherent_cause: Cause | None = None
+    cut_id: int | None = None
+    frames: tuple[Frame, ...] = ()
+    shape: tuple[int, ...] = ()
+    finite: bool = True
     written: frozenset[int] = frozenset()
 
 
@@ -100,21 +77,21 @@ class Trace:
 
     Attributes:
         steps: Step 0 is the layer.
-        departures: Calls that gave a value which depends on the layer to Python or another library: their numbers,
+        torch_exits: Calls that gave a value which depends on the layer to Python or another library: their numbers,
             and each as a step that stands where the next one would.
         modules: The dotted names of the modules that ran before the layer had finished.
-        blocks: Where gradients were switched off behind the layer, each as a step without a line.
-        begun_in: NO_GRAD or INFERENCE_MODE, if the layer itself ran in such a block of the model.
-        begun_at: How many steps there were when the layer handed its output on; more than 0 only if the trace began
+        blocks: Where gradients were switched off after the layer, each as a step without a line.
+        layer_block: NO_GRAD or INFERENCE_MODE, if the layer itself ran in such a block of the model.
+        steps_before_layer: How many steps there were when the layer returned; more than 0 only if the trace began
             before it.
-        spoilt: What autograd saved for backward and found changed: the address of the memory, and the step that saved
-            it. Filled while backward runs.
+        modified_after_save: What autograd saved for backward and found changed: the address of the memory, and the
+            step that saved it. Filled while backward runs.
     """
 
     steps: list[Step] = field(default_factory=list)
-    departures: list[tuple[int, Step]] = field(default_factory=list)
+    torch_exits: list[tuple[int, Step]] = field(default_factory=list)
     modules: list[str] = field(default_factory=list)
     blocks: list[Step] = field(default_factory=list)
-    begun_in: Cause | None = None
-    begun_at: int = 0
-    spoilt: list[tuple[int, int]] = field(default_factory=list)
+    layer_block: Cause | None = None
+    steps_before_layer: int = 0
+    modified_after_save: list[tuple[int, int]] = field(default_factory=list)

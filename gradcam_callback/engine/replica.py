@@ -48,3 +48,9 @@ def copy_structure(value: T) -> T:
         return copy.deepcopy(value)
     except Exception:  # locks, open files, generators: whatever it holds
         return value
+
+
+def run_in_replica(model: nn.Module, job: Callable[[Replica], T], options: ReplicaOptions = ReplicaOptions()) -> T:
+    """Do a job with a replica."""
+    with isolated(model, options) as replica:
+        return job(replica)
