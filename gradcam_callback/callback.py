@@ -244,11 +244,15 @@ class GradCAMCallback(Callback):
         self._memory.loaded = {}
         self._session_of(trainer).reporter.close(trainer)
 
+    def wants_batches(self, trainer: Trainer) -> bool:
+        """Whether some batches that are still to come in this validation may hold probes."""
+        return self._session_of(trainer).wants_batches
+
     def diagnose(self, trainer: Trainer, pl_module: LightningModule) -> list[tuple[str, Diagnosis]]:
         """Diagnose each target layer for each target, healthy or not, and write nothing.
 
-        To be called at the end of a validation that the callback was part of, or with a callback whose hooks were
-        called for one.
+        To be called when the hooks of a validation that has begun were called for its batches, and no more of them are
+        wanted or there are no more.
 
         Returns:
             The target's name and the diagnosis, layer by layer.
@@ -302,6 +306,5 @@ class GradCAMCallback(Callback):
         session = self._session_of(trainer)
         if trainer.state.fn != TrainerFn.FITTING:
             session.bind_model(trainer, pl_module)
-            session.open(trainer)
         if not trainer.sanity_checking:
             session.start_collecting(trainer, pl_module)

@@ -155,11 +155,15 @@ class _Examination(Callback):
         self.reports: list[Report] | None = None
         self._callbacks = callbacks
 
-    def on_validation_batch_start(self, *args: Any) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for callback in self._callbacks:
-            callback.on_validation_batch_start(*args)
-        if all(callback.probes is not None for callback in self._callbacks):
-            self._diagnose(*args[:2])
+            callback.on_validation_start(trainer, pl_module)
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        for callback in self._callbacks:
+            callback.on_validation_batch_start(trainer, pl_module, *args)
+        if not any(callback.wants_batches(trainer) for callback in self._callbacks):
+            self._diagnose(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._diagnose(trainer, pl_module)

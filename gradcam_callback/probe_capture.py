@@ -45,7 +45,7 @@ class ProbeCapture:
 
     def add(self, batch: Any, dataloader_idx: int) -> None:
         """Copy what is wanted out of a batch, if anything still is."""
-        if self._collector is not None and not self._collector.is_complete:
+        if self._collector is not None and self.wants_batches:
             self._collector.add(batch, dataloader_idx)
 
     def finish(self, trainer: Trainer) -> ProbeSet:
@@ -64,6 +64,11 @@ class ProbeCapture:
     def is_collecting(self) -> bool:
         """Whether a capture was begun and not finished."""
         return self._collector is not None
+
+    @property
+    def wants_batches(self) -> bool:
+        """Whether a batch that is still to come may hold probes."""
+        return self._collector is not None and not self._collector.is_complete
 
     def preview(self, trainer: Trainer, pl_module: LightningModule, batch: Any, dataloader_idx: int | None) -> bool:
         """Take images for a dry run out of the first batch that has some; whether there are any now.

@@ -129,6 +129,11 @@ class Session:
         self._capture.add(batch, dataloader_idx)
         self._held += time.perf_counter() - started
 
+    @property
+    def wants_batches(self) -> bool:
+        """Whether the capture has been begun and is not complete."""
+        return self._capture.wants_batches
+
     def _finish_capture(self, trainer: Trainer) -> None:
         """Take what was captured. What cannot be used is an alert: it is too late to refuse it."""
         if not self._capture.is_collecting:
@@ -168,6 +173,7 @@ class Session:
             GradientNullError: There is a null, and `on_null` is "raise".
         """
         started = time.perf_counter()
+        self.open(trainer)
         self._finish_capture(trainer)
         if not self._is_due(trainer):
             return self.reporter.publish(trainer)
