@@ -17,8 +17,8 @@ from gradcam_callback.diagnosis.tracer import (
     NoGradFallback,
     Tracer,
     disturbed,
-    inference_as_no_grad,
 )
+from gradcam_callback.engine.process_state import inference_as_no_grad
 
 
 def begun(tracer: Tracer, tensor: Tensor | None = None) -> Tensor:

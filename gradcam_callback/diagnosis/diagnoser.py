@@ -32,9 +32,9 @@ from gradcam_callback.diagnosis.search import END, Evidence, Flow
 from gradcam_callback.diagnosis.trace import Frame, Step, Trace, Use, frame_of
 from gradcam_callback.diagnosis.tracer import ATTEMPTS, ForwardCallDetector, Tracer, disturbed, plain_name
 from gradcam_callback.engine import explain, gradients, health, layers
-from gradcam_callback.engine.isolation import isolated
 from gradcam_callback.engine.memory import is_out_of_memory
-from gradcam_callback.engine.no_grad_fallback import inference_as_no_grad
+from gradcam_callback.engine.process_state import inference_as_no_grad
+from gradcam_callback.engine.replica import Replica, run_in_replica
 from gradcam_callback.engine.targets import OutputSpec
 from gradcam_callback.results import Cut, Diagnosis, GradientState, LayerHealth, Target, split_call
 
@@ -189,7 +189,7 @@ class _Investigation:
         frames = self._ran_without_hooks() if never else None
         if frames is None:
             return self._told(None, [Cut(cause, None, "")])
-        location = evidence.locate(frames, _module_of(frames, self.model))
+        location = evidence.locate(*frames)
         return self._told(None, [Cut(Cause.HOOK_BYPASSED, location, "forward")])
 
     def _none(self, run: _Run) -> Diagnosis:
@@ -329,14 +329,19 @@ class _Investigation:
         disturb: Mapping[int, Callable[[Tensor], Tensor]] | None = None,
         from_inputs: bool = False,
         noting_saved: bool = False,
+        change: Callable[[Tensor], Tensor] | None = None,
     ) -> _Run:
         """One traced pass."""
-        with isolated(self.model):
-            inputs = explain.prepared(self.inputs, self.model)
-            found = layers.find_layers(self.model, [self.layer])
+
+        def job(replica: Replica) -> _Run:
+            model = replica.model
+            inputs = explain.prepared(self.inputs, model)
+            found = layers.find_layers(model, [self.layer])
+            if change is not None:
+                _disturb(found[self.layer], change, self._call)
             tracer = Tracer(bridged=bridges, disturb=disturb, noting_saved=noting_saved, from_inputs=from_inputs)
             calls = {self.layer: self._call}
-            with explain.forward_pass(self.model, inputs, found, self.output, tracer, calls) as (logits, recordings):
+            with explain.forward_pass(model, inputs, found, self.output, tracer, calls) as (logits, recordings):
                 end = tracer.use_of(logits)
                 scores, _ = explain.choose_scores(logits, self.target)
                 taken = gradients.differentiate(scores, recordings, keep_graph=True)[self.layer]
@@ -346,32 +351,34 @@ class _Investigation:
                 unpassable = _unpassable(scores, tracer.trace.steps) if taken.failure else None
                 return _Run(Evidence(tracer.trace, end, flows), scores.detach(), taken.gradient, unpassable)
 
+        return run_in_replica(self.model, job)
+
     def _moves_score(self, run: _Run, departures: Collection[int] = ()) -> bool:
         """Whether the null probes' scores change when departures are disturbed, or, without any, the layer's output."""
-        layer = layers.find_layers(self.model, [self.layer])[self.layer]
         for attempt in ATTEMPTS:
             change = partial(disturbed, attempt=attempt)
-            hooks = [] if departures else [_disturb(layer, change, self._call)]
             try:
-                changed = self._run(disturb=dict.fromkeys(departures, change)).scores
+                changed = self._run(
+                    disturb=dict.fromkeys(departures, change), change=None if departures else change
+                ).scores
             except Exception:  # not a possible value (an index out of range), or one that the model refuses
                 continue
-            finally:
-                for hook in hooks:
-                    hook.remove()
             nulls = list(self.verdict.null_probes)
             if not torch.allclose(changed[nulls], run.scores[nulls], rtol=0, atol=0, equal_nan=True):
                 return True
         return False
 
-    def _ran_without_hooks(self) -> tuple[Frame, ...] | None:
-        """The lines that ran the layer's `forward` past its hooks; None if nothing did."""
-        with isolated(self.model):
-            layer = layers.find_layers(self.model, [self.layer])[self.layer]
+    def _ran_without_hooks(self) -> tuple[tuple[Frame, ...], str] | None:
+        """The lines that ran the layer's `forward` past its hooks, and the module they belong to; None if none did."""
+
+        def job(replica: Replica) -> tuple[tuple[Frame, ...], str] | None:
+            layer = layers.find_layers(replica.model, [self.layer])[self.layer]
             witness = ForwardCallDetector(layer)
             with witness, inference_as_no_grad():
-                explain.call_model(self.model, explain.prepared(self.inputs, self.model))
-        return witness.frames
+                explain.call_model(replica.model, explain.prepared(self.inputs, replica.model))
+            return None if witness.frames is None else (witness.frames, _module_of(witness.frames, replica.model))
+
+        return run_in_replica(self.model, job)
 
     # Words
 

@@ -32,10 +32,10 @@ from gradcam_callback.diagnosis.trace import Frame, Step, Trace, Use, frame_of
 from gradcam_callback.engine.no_grad_fallback import (
     NoGradFallback,
     disables_grad,
-    inference_as_no_grad,
     map_tensors,
     tensors_in,
 )
+from gradcam_callback.engine.process_state import inference_as_no_grad
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _DEMO = os.path.join(_PACKAGE, "demo", "")  # its networks are explained like anybody's

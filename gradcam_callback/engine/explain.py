@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from gradcam_callback.causes import Cause
 from gradcam_callback.engine import gradients, health, layers, methods, targets
-from gradcam_callback.engine.isolation import isolated
 from gradcam_callback.engine.memory import is_out_of_memory
-from gradcam_callback.engine.no_grad_fallback import NoGradFallback, inference_as_no_grad
+from gradcam_callback.engine.no_grad_fallback import NoGradFallback
+from gradcam_callback.engine.process_state import inference_as_no_grad
+from gradcam_callback.engine.replica import Replica, run_in_replica
 from gradcam_callback.engine.targets import OutputSpec
 from gradcam_callback.engine.transfer import Passenger, brought_over
 from gradcam_callback.errors import BadInputError
@@ -98,14 +99,18 @@ def explain(
     for target in wanted:
         targets.check_target(target)
     names = layers.check_names(target_layers)
-    with isolated(model):
-        inputs = prepared(inputs, model)
+
+    def job(replica: Replica) -> tuple[list[CAMResult], list[str]]:
+        images, chosen = prepared(inputs, replica.model), names
         if names == (layers.AUTO,):
-            names = (_auto_layer(model, inputs, wanted[0], output),)
-        found = layers.find_layers(model, names)
-        together = _explain_together(model, inputs, found, wanted, method, output, bridge, passenger)
+            chosen = (_auto_layer(replica.model, images, wanted[0], output),)
+        found = layers.find_layers(replica.model, chosen)
+        together = _explain_together(replica.model, images, found, wanted, method, output, bridge, passenger)
         if not together and len(found) == 1:
-            return _explain_call_by_call(model, inputs, found, wanted, method, output)
+            return _explain_call_by_call(replica.model, images, found, wanted, method, output), list(found)
+        return together, list(found)
+
+    together, found = run_in_replica(model, job)
     return together or _explain_one_by_one(model, inputs, found, wanted, method, output)
 
 
@@ -233,8 +238,11 @@ def choose_layer(model: nn.Module, inputs: Tensor, *, target: Target = "predicte
     Raises:
         ValueError: No module returns maps of more than one pixel.
     """
-    with isolated(model):
-        return _auto_layer(model, prepared(inputs, model), target, output)
+
+    def job(replica: Replica) -> str:
+        return _auto_layer(replica.model, prepared(inputs, replica.model), target, output)
+
+    return run_in_replica(model, job)
 
 
 def prepared(inputs: Any, model: nn.Module) -> Tensor:
