@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gradcam_callback import compute_cam
-from gradcam_callback.diagnosis.tracer import inference_as_no_grad
 from gradcam_callback.engine.capture import Recording, recorded
 from gradcam_callback.engine.gradients import LayerGradient, differentiate
-from gradcam_callback.engine.isolation import isolated
+from gradcam_callback.engine.in_place import guarded
 from gradcam_callback.engine.layouts import CHANNELS_FIRST
+from gradcam_callback.engine.process_state import checkpoints_bypassed, inference_as_no_grad
 
 
 class Apply(nn.Module):
@@ -42,8 +42,9 @@ def double() -> Apply:
 
 @contextmanager
 def recording(**layers: nn.Module) -> Iterator[dict[str, Recording]]:
-    """`recorded`, inside the wall."""
-    with isolated(nn.ModuleDict(layers)), recorded(layers, CHANNELS_FIRST.find_activation) as recordings:
+    """`recorded`, with gradients on, at layers in eval mode that require none."""
+    inside = (torch.enable_grad(), checkpoints_bypassed(), guarded([*layers.values()]))
+    with inside[0], inside[1], inside[2], recorded(layers, CHANNELS_FIRST.find_activation) as recordings:
         yield recordings
 
 
@@ -597,7 +598,7 @@ def test_nothing_is_recorded_before_the_layer(maps: Tensor) -> None:
     stem.register_forward_hook(lambda _module, _args, output: histories.append(output.grad_fn))
     with recording(layer=layer, beside=stem) as recordings:
         del recordings["beside"]
-    with isolated(stem), recorded({"layer": layer}, CHANNELS_FIRST.find_activation) as recordings:
+    with guarded([stem]), recorded({"layer": layer}, CHANNELS_FIRST.find_activation) as recordings:
         differentiate(total(layer(stem(maps))), recordings)
     assert histories == [None]
 

@@ -22,8 +22,8 @@ from gradcam_callback.diagnosis.tracer import Tracer
 from gradcam_callback.diagnosis.watchers import ForwardCallDetector
 from gradcam_callback.engine import capture, forward, gradients, layers
 from gradcam_callback.engine.layouts import CHANNELS_FIRST
-from gradcam_callback.engine.no_grad_fallback import inference_as_no_grad
-from gradcam_callback.engine.replica import ReplicaOptions, isolated
+from gradcam_callback.engine.process_state import inference_as_no_grad
+from gradcam_callback.engine.replica import Replica, ReplicaOptions, run_in_replica
 from gradcam_callback.engine.targets import OutputSpec, Target
 
 # A gradient in half precision below this may become zero by the next factor, whatever that is: 2^-24 is the smallest.
@@ -89,23 +89,26 @@ class Subject:
         check_saved: bool = False,
     ) -> TracedPass:
         """One traced pass; the options are those of `Tracer`, and a change of what the layer returns."""
-        with isolated(self.model, self.options) as replica, ExitStack() as stack:
-            inputs = forward.prepared(self.inputs, replica.model)
-            found = layers.find_layers(replica.model, [self.layer])
+        tracer = partial(Tracer, bridged=bridges, perturb=perturb, check_saved=check_saved, from_inputs=from_inputs)
+        return run_in_replica(self.model, lambda replica: self._trace(replica, tracer(), perturb_layer), self.options)
+
+    def _trace(self, replica: Replica, tracer: Tracer, perturb_layer: _Change | None) -> TracedPass:
+        inputs = forward.prepared(self.inputs, replica.model)
+        found = layers.find_layers(replica.model, [self.layer])
+        calls, read = {self.layer: self.call}, partial(self.target.read, output=self.output, samples=len(inputs))
+        with ExitStack() as stack:
             if perturb_layer is not None:
                 stack.callback(_perturb(found[self.layer], perturb_layer, self.call).remove)
-            tracer = Tracer(bridged=bridges, perturb=perturb, check_saved=check_saved, from_inputs=from_inputs)
-            calls = {self.layer: self.call}
-            read = partial(self.target.read, output=self.output, samples=len(inputs))
-            with forward.forward_pass(replica.model, inputs, found, read, tracer, calls) as (logits, recordings):
-                end = tracer.use_of(logits)
-                scores = self.target.score(logits).values
-                taken = gradients.differentiate(scores, recordings, keep_graph=True)[self.layer]
-                steps = tracer.trace.steps
-                nulls = list(self.nulls) or slice(None)
-                stats = {} if taken.failure else _gradients(scores[nulls], _places(steps, end))
-                no_backward = _last_without_backward(scores, steps) if taken.failure else None
-                return TracedPass(Evidence(tracer.trace, end, stats), scores.detach(), taken.gradient, no_backward)
+            traced = forward.forward_pass(replica.model, inputs, found, read, tracer, calls)
+            logits, recordings = stack.enter_context(traced)
+            end = tracer.use_of(logits)
+            scores = self.target.score(logits).values
+            taken = gradients.differentiate(scores, recordings, keep_graph=True)[self.layer]
+            steps = tracer.trace.steps
+            nulls = list(self.nulls) or slice(None)
+            stats = {} if taken.failure else _gradients(scores[nulls], _places(steps, end))
+            no_backward = _last_without_backward(scores, steps) if taken.failure else None
+            return TracedPass(Evidence(tracer.trace, end, stats), scores.detach(), taken.gradient, no_backward)
 
     def score_depends_on(self, exits: Collection[int], plain: TracedPass) -> bool:
         """Whether the null probes' scores change when torch exits are perturbed, or, without any, the layer's output.
@@ -127,12 +130,14 @@ class Subject:
 
     def find_direct_call(self) -> tuple[tuple[Frame, ...], str] | None:
         """The lines that ran the layer's `forward` past its hooks, and in which module; None if nothing did."""
-        with isolated(self.model, self.options) as replica:
-            detector = ForwardCallDetector(layers.find_layers(replica.model, [self.layer])[self.layer])
-            with detector, inference_as_no_grad():
-                forward.call_model(replica.model, forward.prepared(self.inputs, replica.model))
-            frames = detector.frames
-            return None if frames is None else (frames, module_of(frames, replica.model))
+        return run_in_replica(self.model, self._find_direct_call, self.options)
+
+    def _find_direct_call(self, replica: Replica) -> tuple[tuple[Frame, ...], str] | None:
+        detector = ForwardCallDetector(layers.find_layers(replica.model, [self.layer])[self.layer])
+        with detector, inference_as_no_grad():
+            forward.call_model(replica.model, forward.prepared(self.inputs, replica.model))
+        frames = detector.frames
+        return None if frames is None else (frames, module_of(frames, replica.model))
 
 
 _Place = tuple[tuple[int, int], GradientEdge]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from gradcam_callback.engine import capture
 from gradcam_callback.engine.layouts import CHANNELS_FIRST, Layout
 from gradcam_callback.engine.memory import is_out_of_memory
-from gradcam_callback.engine.no_grad_fallback import NoGradFallback, inference_as_no_grad
+from gradcam_callback.engine.no_grad_fallback import NoGradFallback
+from gradcam_callback.engine.process_state import inference_as_no_grad
 from gradcam_callback.errors import BadInputError
 from gradcam_callback.results import split_call
 
