@@ -10,6 +10,7 @@ because they were asked for: an option that turns out impossible before anything
 from __future__ import annotations
 
 import functools
+import operator
 import time
 import warnings
 import weakref
@@ -456,8 +457,7 @@ class GradCAMCallback(Callback):
 
     def _draw(self, trainer: Trainer, painting: _Drawing, results: Sequence[CAMResult]) -> dict[str, Panel]:
         heading = f"{self.method} · epoch {trainer.current_epoch} · step {trainer.global_step}"
-        tensors = painting.on_host or brought_over(painting.renderer.render(results))
-        pages = painting.renderer.panels(tensors, results, self._titles(), heading)
+        pages = painting.renderer.panels(painting.tensors(results), results, self._titles(), heading)
         return self._tags(trainer).panels(pages)
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, scalars: dict[str, float]) -> None:
@@ -563,15 +563,28 @@ class _Drawing:
 
     def __init__(self, renderer: panels.PanelRenderer) -> None:
         self.renderer = renderer
-        self.on_host: Sequence[torch.Tensor] = ()
+        self._maps: list[torch.Tensor] = []
+        self._on_host: Sequence[torch.Tensor] = ()
 
     def board(self, results: Sequence[CAMResult]) -> Sequence[torch.Tensor]:
+        self._maps = _maps(results)
         with suppress(Exception):  # it is tried again, and said, once the verdicts are there
             return self.renderer.render(results)
         return ()
 
     def arrive(self, tensors: Sequence[torch.Tensor]) -> None:
-        self.on_host = tensors
+        self._on_host = tensors
+
+    def tensors(self, results: Sequence[CAMResult]) -> Sequence[torch.Tensor]:
+        """What was drawn of these results; drawn anew where the maps are others, as those across a cut."""
+        maps = _maps(results)
+        if self._on_host and len(maps) == len(self._maps) and all(map(operator.is_, maps, self._maps)):
+            return self._on_host
+        return brought_over(self.renderer.render(results))
+
+
+def _maps(results: Sequence[CAMResult]) -> list[torch.Tensor]:
+    return [cam for result in results for cam in result.cams.values()]
 
 
 def _warn_of(what: str, error: Exception) -> None:

@@ -69,7 +69,7 @@ def log_metrics(trainer: Trainer, logger: Logger, scalars: dict[str, float]) -> 
     Raises:
         OSError: An event file has no room for them; see `reporting.sinks.room`.
     """
-    if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:  # type: ignore[attr-defined]
+    if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
         ensure_room_in_events(logger.experiment)
     logger.log_metrics(scalars, step=trainer.global_step)
 

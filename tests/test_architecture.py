@@ -13,7 +13,7 @@ PACKAGE = Path(gradcam_callback.__file__).parent
 
 # From the lowest layer of imports to the highest. What stands in one line does not import each other.
 LAYERS = [
-    {"causes"},
+    {"causes", "source_lines"},
     {"results"},
     {"errors"},
     {"options"},

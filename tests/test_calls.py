@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from conftest import Run
 from models import STEPS, Classifier
 from reference import METHODS, reference_cam, relative_error
-from test_panels import LOOK, probe_set
+from test_panels import STYLE, probe_set
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -491,8 +491,9 @@ def test_a_call_that_did_not_happen_is_an_alert(run: MakeRun) -> None:
 def test_the_panel_says_which_call_of_how_many(images: Tensor) -> None:
     names = ["head", "head#0", "head#-2", "head#4", "stem", "stem#0"]
     result = compute_cam(Shared(), images[:2], names)
-    drawn = panels.draw(panels.PanelRenderer(probe_set(), LOOK), [result], ["predicted"], "gradcam")
-    assert {name: panel.title.splitlines()[0] for name, panel in drawn.items()} == {
+    renderer = panels.PanelRenderer(probe_set(), STYLE)
+    drawn = renderer.panels(renderer.render([result]), [result], ["predicted"], "gradcam")
+    assert {name: panel.title.splitlines()[0] for name, [panel] in drawn.items()} == {
         "head": "head#2 of calls #0 to #2",
         "head#0": "head#0 of calls #0 to #2",
         "head#-2": "head#1 of calls #0 to #2",

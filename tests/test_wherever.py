@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from gradcam_callback import CAMResult, GradCAMCallback, GradientState, compute_cam
+from gradcam_callback.callback import _Drawing
 from gradcam_callback.execution.probe_pass import ProbePass
 from gradcam_callback.reporting import panels
 from gradcam_callback.results import ProbeSet
@@ -356,9 +357,10 @@ class Leaving(TorchFunctionMode):
 
 
 def one_look(observer: ProbePass, module: nn.Module, probes: ProbeSet, wanted: list[Any]) -> None:
-    painting = panels.PanelRenderer(probes, panels.Look("turbo", 0.5, False, None, None, None))
-    observation = observer.look(module, probes.images, wanted, painting)
-    panels.draw(painting, observation.results, [str(target) for target in wanted], "epoch 0")
+    drawing = _Drawing(panels.PanelRenderer(probes, panels.PanelStyle("turbo", 0.5, False, None, None, None)))
+    observation = observer.look(module, probes.images, wanted, drawing)
+    tensors = drawing.tensors(observation.results)
+    drawing.renderer.panels(tensors, observation.results, [str(target) for target in wanted], "epoch 0")
 
 
 def probe_set(device: str = "cpu") -> ProbeSet:
