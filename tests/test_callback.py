@@ -558,11 +558,11 @@ def test_class_names_reach_the_panel(run: MakeRun, monkeypatch: pytest.MonkeyPat
 
 def watch_panels(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The panels that are composed from here on."""
-    from gradcam_callback.reporting import rendering as picture
+    from gradcam_callback.reporting.rendering import composition
 
     drawn: list[Any] = []
-    compose = picture.compose
-    monkeypatch.setattr(picture, "compose", lambda panel: (drawn.append(panel), compose(panel))[1])
+    compose = composition.compose
+    monkeypatch.setattr(composition, "compose", lambda panel: (drawn.append(panel), compose(panel))[1])
     return drawn
 
 

@@ -349,3 +349,17 @@ def test_drawing_never_waits_for_the_device() -> None:
     drawn = PanelRenderer(probe_set(), replace(STYLE, shared_scale=True)).render([result, result])
     assert [tuple(tensor.shape) for tensor in drawn] == [(3, 2, 176, 176, 3), (2, 2), (2, 2, 4)]
     assert all(tensor.is_meta for tensor in drawn)
+
+
+def test_the_panel_says_which_call_of_how_many() -> None:
+    def called(name: str, calls: int, call: int) -> str:
+        result = cam_result(verdict(OK, OK, calls=calls, call=call))
+        [panel] = pages_of(
+            [replace(result, cams={name: result.cams[LAYER]}, health={name: result.health[LAYER]})], ["predicted"]
+        )[name]
+        return panel.title.splitlines()[0]
+
+    assert called("head", 3, 2) == "head#2 of calls #0 to #2"
+    assert called("head#-2", 3, 1) == "head#1 of calls #0 to #2"
+    assert called("stem", 1, 0) == "stem"
+    assert called("stem#0", 1, 0) == "stem#0"

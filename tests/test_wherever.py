@@ -357,9 +357,9 @@ class Leaving(TorchFunctionMode):
 
 
 def one_look(observer: ProbePass, module: nn.Module, probes: ProbeSet, wanted: list[Any]) -> None:
-    painting = panels.PanelRenderer(probes, panels.Look("turbo", 0.5, False, None, None, None))
-    seen = observer.run(module, probes.images, wanted, painting.render)
-    panels.draw(painting, seen.rendered, seen.results, [str(target) for target in wanted], "epoch 0")
+    renderer = panels.PanelRenderer(probes, panels.PanelStyle("turbo", 0.5, False, None, None, None))
+    seen = observer.run(module, probes.images, wanted, lambda results: renderer.render(results.by_target))
+    renderer.panels(seen.rendered, seen.results, [str(target) for target in wanted], "epoch 0")
 
 
 def probe_set(device: str = "cpu") -> ProbeSet:
