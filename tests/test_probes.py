@@ -197,6 +197,10 @@ class TestChoice:
             assert again.indices == first.indices
             assert again.fingerprint == first.fingerprint
 
+    def test_positions_of_an_earlier_run_take_the_place_of_those_given(self) -> None:
+        context = CaptureContext(positions=(4, 1))
+        assert found(collect(DataLoader(Numbered()), ValidationProbes(indices=[2, 3]), context)) == [4, 1]
+
     def test_an_earlier_run_without_samples_has_chosen_nothing(self) -> None:
         dataset = Numbered()
         assert found(collect(DataLoader(dataset), ValidationProbes(n=2), CaptureContext([dataset], ()))) == [0, 1]
@@ -473,10 +477,15 @@ class TestCollecting:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.int64])
     def test_dtype_is_kept_and_subclasses_are_not(self, dtype: torch.dtype) -> None:
         images = tv_tensors.Image(torch.ones(4, 3, 4, 5, dtype=dtype))
-        probes = collect([images])
+        collector = ValidationProbes(n=4).start(CaptureContext())
+        collector.add([images, images[:, 0, 0]], 0)
 
-        assert type(probes.images) is Tensor
-        assert probes.images.dtype == dtype
+        for sample in collector.samples():
+            assert type(sample.image) is Tensor
+            assert sample.image.dtype == dtype
+        assert collector.finish(collector.samples()).images.dtype == dtype
+        if dtype.is_floating_point:
+            assert type(TensorProbes(images).start(CaptureContext()).finish([]).images) is Tensor
 
     @pytest.mark.gpu
     def test_on_the_device(self) -> None:
@@ -566,6 +575,14 @@ class TestPreview:
                 assert labels_of(probes) == [0, 1, 2, 0]
                 assert (probes.indices, probes.notices, probes.missing) == (None, (), ())
 
+    def test_each_process_takes_its_own_batch(self) -> None:
+        collector = ValidationProbes().start(CaptureContext([Numbered(4)], rank=1, world_size=2))
+        probes = collector.preview(self.batch(Numbered(start=40)), 0, 4)
+
+        assert probes is not None
+        assert found(probes) == [40, 41, 42, 43]
+        assert probes.names == ("#0", "#1", "#2", "#3")
+
     def test_leaves_the_collector_as_it_is(self) -> None:
         collector = ValidationProbes(n=3).start(CaptureContext([Numbered()]))
         collector.preview(self.batch(Numbered(start=40)), 0, 4)
@@ -615,6 +632,7 @@ class TestBatches:
             (lambda x, y: {"photo": x, "truth": y}, {"image_key": "photo", "label_key": "truth"}),
             (lambda x, y: {0: x, 1: y}, {"image_key": 0, "label_key": 1}),
             (lambda x, y: (y, x), {"image_key": 1, "label_key": 0}),
+            (lambda x, y: (y, x), {"image_key": 1}),
             (lambda x, y: (x, 0.5, y), {"label_key": -1}),
             (lambda x, y: (x, y, 100 * y), {"label_key": 1}),
             (lambda x, y: {"pixel_values": x, "labels": y}, {}),
@@ -638,6 +656,7 @@ class TestBatches:
             (lambda x, y, i: (x, 50 + 2 * i, y), [0, 1, 2, 0], True),
             (lambda x, y, i: (x, 0.5, y), [0, 1, 2, 0], True),  # it is no class
             (lambda x, y, i: (x, y, y // 2), [0, 1, 2, 0], True),  # both may be
+            (lambda x, y, i: (x, 0, y), [0, 0, 0, 0], True),
             (lambda x, y, i: (x, i, 50 + i), [0, 1, 2, 3], True),  # neither is likely: by custom the second one
             (lambda x, y, i: (x, y, i), [0, 1, 2, 0], False),
             (lambda x, y, i: (x, y, 0.5), [0, 1, 2, 0], False),
@@ -654,6 +673,19 @@ class TestBatches:
 
         assert labels_of(probes) == labels
         assert ["label_key" in notice for notice in probes.notices] == [True] * is_said
+
+    def test_two_samples_are_enough_to_know_a_count(self) -> None:
+        batch = (torch.zeros(2, 3, 4, 5), torch.tensor([0, 1]), torch.tensor([2, 1]))
+
+        assert labels_of(collect([batch], ValidationProbes(n=2))) == [2, 1]
+
+    def test_labels_of_some_are_no_labels(self) -> None:
+        images = torch.zeros(2, 3, 4, 5)
+        batches = [(images, torch.tensor([0, 1])), (images, torch.zeros(2, 4, 5)), (images, torch.zeros(2, 4, 5))]
+        probes = collect(batches, ValidationProbes(n=6))
+
+        assert probes.labels is None
+        assert ["no class indices (a tensor (2, 4, 5)" in notice for notice in probes.notices] == [True]
 
     def test_labels_stay_in_the_entry_of_the_first_batch(self) -> None:
         first = (torch.zeros(3, 3, 4, 5), torch.tensor([0, 1, 2]), torch.tensor([2, 2, 1]))
