@@ -293,7 +293,10 @@ class GradCAMCallback(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles take along: not the runs that are going on."""
-        return {**vars(self), "_sessions": weakref.WeakKeyDictionary()}
+        return {name: value for name, value in vars(self).items() if name != "_sessions"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _sessions=weakref.WeakKeyDictionary())
 
     def _session_of(self, trainer: Trainer) -> Session:
         if trainer not in self._sessions:
