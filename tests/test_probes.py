@@ -35,7 +35,6 @@ from torch.utils.data import (
     random_split,
 )
 from torchvision import transforms as v1
-from torchvision import tv_tensors
 from torchvision.datasets import FakeData, VisionDataset
 from torchvision.transforms import v2
 
@@ -476,7 +475,10 @@ class TestCollecting:
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.int64])
     def test_dtype_is_kept_and_subclasses_are_not(self, dtype: torch.dtype) -> None:
-        images = tv_tensors.Image(torch.ones(4, 3, 4, 5, dtype=dtype))
+        class Own(Tensor):
+            pass
+
+        images = torch.ones(4, 3, 4, 5, dtype=dtype).as_subclass(Own)
         collector = ValidationProbes(n=4).start(CaptureContext())
         collector.add([images, images[:, 0, 0]], 0)
 
@@ -1213,7 +1215,8 @@ class TestHooks:
         def hooks(batch: Any) -> Any:
             seen.append(batch)
             batch[0].mul_(10)
-            return {"image": batch[0].half() + torch.rand(1).half(), "label": batch[1] + 5}
+            images = batch[0].half().to(memory_format=torch.channels_last) + torch.rand(1).half()
+            return {"image": images, "label": batch[1] + 5}
 
         before = torch.get_rng_state().tolist()
         for source, labels in zip(self.sources(folder, through_hooks=True), ([2, 0, 1], None), strict=True):
@@ -1224,6 +1227,7 @@ class TestHooks:
             assert seen[-1][1].tolist() == (labels or [0, 0, 0])
             assert labels_of(probes) == labels
             assert probes.images.dtype == torch.float16
+            assert probes.images.is_contiguous()
             assert ((probes.images - 10 * plain.images) > 0).all()
             assert again.fingerprint == probes.fingerprint
             assert "hooks" not in "".join(probes.notices + plain.notices)

@@ -83,7 +83,7 @@ def pass_batch_hooks(
         return images, (notice + "where the hooks normalise, set `through_hooks: true`.",)
     given = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels.clone()
     try:
-        passed = find_images(hooks([images.clone(), given]))
+        passed = find_images(hooks([images, given]))
     except Exception as error:  # they are the user's
         raise BadInputError(
             "through_hooks: the batch-transfer hooks do not give images for a batch [images, labels] "
