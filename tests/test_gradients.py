@@ -451,6 +451,25 @@ def test_a_layer_behind_another_in_a_block_without_gradients_is_told() -> None:
         }
 
 
+# Samples that depend on each other
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("keep_graph", [False, True])
+def test_one_by_one_each_sample_has_the_gradient_of_its_own_score(dtype: torch.dtype, keep_graph: bool) -> None:
+    """Each score takes the mean of all samples away from its own."""
+    layer, beside, maps = double(), double(), torch.arange(12, dtype=dtype).view(3, 1, 2, 2)
+    weights = torch.tensor([1.0, 2.0, 4.0], dtype=dtype)
+    with recording(layer=layer, beside=beside) as recordings:
+        behind = layer(maps)
+        beside(maps)
+        scores = weights * total(behind - behind.mean(0))
+        found = differentiate(scores, recordings, keep_graph=keep_graph, one_by_one=True)
+    assert found["beside"].gradient is None
+    own = (weights * 2 / 3).float().view(3, 1, 1, 1).expand(3, 1, 2, 2)
+    torch.testing.assert_close(found["layer"].gradient, own, rtol=1e-3, atol=0)
+
+
 # Several scores, half precision
 
 

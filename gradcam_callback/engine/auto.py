@@ -93,20 +93,34 @@ def spatial_layers(model: nn.Module, inputs: Tensor, layout: Layout = CHANNELS_F
         has a `#` in it, the number of its last call follows, so that it can be told from such a number.
     """
     seen: dict[str, nn.Module] = {}
+    passed_over: list[str] = []
     known = _KnownMaps(inputs, layout)
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, _args: Any, output: Any) -> None:
             activation = layout.find_activation(output)
-            if activation is not None and len(activation) == len(inputs) and known.include(module, activation):
+            if activation is None or len(activation) != len(inputs):
+                return
+            maps = layout.to_maps(activation)
+            if maps.shape[2:].numel() > 1 and known.include(module, maps):
                 seen.pop(name, None)
                 seen[name] = module
+                passed_over.clear()
+            elif maps.shape[2:].numel() > 1:
+                passed_over.append(name)
 
         return hook
 
     names = {f"{name}#-1" if "#" in name else name: module for name, module in named_modules(model)}
     with hooked({name: (module, watch(name)) for name, module in names.items()}):
         yield seen
+    if seen and passed_over:
+        log.warning(
+            '"auto" passes over what comes behind %r, from %r on: its outputs have four axes and do not look like maps '
+            "(N, K, h, w). Transformers are not supported; another layer can be named in `target_layers`.",
+            next(reversed(seen)),
+            passed_over[0],
+        )
 
 
 class _KnownMaps:
@@ -117,10 +131,9 @@ class _KnownMaps:
         self._image_size: tuple[int, int] = (inputs.shape[2], inputs.shape[3])
         self._shapes: set[tuple[int, ...]] = set()
 
-    def include(self, module: nn.Module, activation: Tensor) -> bool:
-        """Whether what a module returned is a map; then it is known from now on."""
-        maps = self._layout.to_maps(activation)
-        if maps.shape[2:].numel() == 1 or self._layout.doubt(module, maps, self._image_size):
+    def include(self, module: nn.Module, maps: Tensor) -> bool:
+        """Whether what a module returned are maps; then they are known from now on."""
+        if self._layout.doubt(module, maps, self._image_size):
             return False
         shape = tuple(maps.shape[1:])
         if is_channels_first(module):

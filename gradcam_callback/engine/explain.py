@@ -144,8 +144,13 @@ class _Pass:
                 return None
             for position, target in enumerate(request.targets):
                 scores = target.score(taken[position])
-                more, backward = position + 1 < len(request.targets), request.method.needs_gradient
-                pairs = gradients.differentiate(scores.values, recordings, keep_graph=more, backward=backward)
+                pairs = gradients.differentiate(
+                    scores.values,
+                    recordings,
+                    keep_graph=position + 1 < len(request.targets),
+                    backward=request.method.needs_gradient,
+                    one_by_one=_uses_batch_statistics(self.model),
+                )
                 if any(_is_disturbed(pair, recordings[name]) for name, pair in pairs.items()):
                     return None
                 found = {name: self._examine(name, pair, scores.values) for name, pair in pairs.items()}
@@ -215,6 +220,17 @@ class _Pass:
         with torch.autocast(scores.device.type, enabled=False):
             cam = method.map(activation, gradient)
             return health.examine(activation, gradient, cam, scores.detach())
+
+
+def _uses_batch_statistics(model: nn.Module) -> bool:
+    """Whether samples depend on each other in evaluation mode, by a batch normalisation without statistics of its own.
+
+    It is asked after the forward pass, which may put such a layer back into train mode.
+    """
+    kind = nn.modules.batchnorm._BatchNorm
+    return any(
+        isinstance(module, kind) and (module.training or module.running_mean is None) for module in model.modules()
+    )
 
 
 def _is_disturbed(pair: gradients.LayerGradient, recording: Recording) -> bool:

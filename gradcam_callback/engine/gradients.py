@@ -41,18 +41,24 @@ class LayerGradient:
 
 
 def differentiate(
-    scores: Tensor, recordings: Mapping[str, Recording], *, keep_graph: bool = False, backward: bool = True
+    scores: Tensor,
+    recordings: Mapping[str, Recording],
+    *,
+    keep_graph: bool = False,
+    backward: bool = True,
+    one_by_one: bool = False,
 ) -> dict[str, LayerGradient]:
     """The gradient of each sample's score with respect to each layer's activation.
 
-    The samples of a batch do not depend on each other in evaluation mode, so one backward pass over the sum of the
-    scores gives each sample its own gradient. It stops at the layers.
+    The samples of a batch do not depend on each other in evaluation mode, mostly, so one backward pass over the sum of
+    the scores gives each sample its own gradient. It stops at the layers.
 
     Args:
         scores: `(N,)`, computed while the recordings were made.
         recordings: From `capture.recorded`.
         keep_graph: Whether other scores of the same forward pass will follow.
         backward: Whether the gradient is wanted; without it, the activations alone are given.
+        one_by_one: Whether samples do depend on each other. Then each needs a backward pass of its own.
 
     Returns:
         Layer to activation and gradient. Of a layer that ran more than once, the call that was chosen; if none was, the
@@ -67,7 +73,7 @@ def differentiate(
     taken: list[Tensor | None] = [None] * len(points)
     failure = ""
     try:
-        taken = _gradients(scores, points, keep_graph) if backward else taken
+        taken = _gradients(scores, points, keep_graph, one_by_one) if backward else taken
     except Exception as error:  # the model ran, and its graph cannot be gone back: that is a finding, not an end
         if is_out_of_memory(error):
             raise
@@ -87,17 +93,19 @@ def _layer_gradient(recording: Recording, found: Mapping[int, tuple[Tensor | Non
     return LayerGradient(at_least_fp32(activation.detach()), precise, failure=failure, calls=count, call=number)
 
 
-def _gradients(scores: Tensor, points: list[Tensor], keep_graph: bool) -> list[Tensor | None]:
+def _gradients(scores: Tensor, points: list[Tensor], keep_graph: bool, one_by_one: bool) -> list[Tensor | None]:
     if not points or not scores.requires_grad:
         return [None] * len(points)
+    backward = _backward_one_by_one if one_by_one else _backward
     if torch.float16 not in {tensor.dtype for tensor in (scores, *points)}:
-        return _backward(scores, points, 1.0, keep_graph)
-    scaled = _backward(scores, points, _HALF_PRECISION_SCALE, True)
+        return backward(scores, points, torch.ones_like(scores), keep_graph)
+    weights = torch.full_like(scores, _HALF_PRECISION_SCALE)
+    scaled = backward(scores, points, weights, True)
     fine = [None if gradient is None else at_least_fp32(gradient) / _HALF_PRECISION_SCALE for gradient in scaled]
     finite = [gradient.isfinite().all() for gradient in fine if gradient is not None]
     if not finite or bool(torch.stack(finite).all()):  # in one piece: it waits for the device
         return fine
-    return list(map(_joined, fine, _backward(scores, points, 1.0, keep_graph)))
+    return list(map(_joined, fine, backward(scores, points, torch.ones_like(scores), keep_graph)))
 
 
 def _joined(fine: Tensor | None, coarse: Tensor | None) -> Tensor | None:
@@ -108,9 +116,22 @@ def _joined(fine: Tensor | None, coarse: Tensor | None) -> Tensor | None:
     return torch.where(finite.view(-1, *[1] * (fine.ndim - 1)), fine, at_least_fp32(coarse))
 
 
-def _backward(scores: Tensor, points: list[Tensor], scale: float, keep_graph: bool) -> list[Tensor | None]:
-    weight = torch.full_like(scores, scale)
-    return list(torch.autograd.grad(scores, points, weight, retain_graph=keep_graph, allow_unused=True))
+def _backward(scores: Tensor, points: list[Tensor], weights: Tensor, keep_graph: bool) -> list[Tensor | None]:
+    return list(torch.autograd.grad(scores, points, weights, retain_graph=keep_graph, allow_unused=True))
+
+
+def _backward_one_by_one(
+    scores: Tensor, points: list[Tensor], weights: Tensor, keep_graph: bool
+) -> list[Tensor | None]:
+    """Of each sample's score the gradient at its own row."""
+    if any(len(point) != len(scores) for point in points):
+        return _backward(scores, points, weights, keep_graph)
+    taken = [_backward(score, points, weight, True) for score, weight in zip(scores, weights, strict=True)]
+    own: list[Tensor | None] = []
+    for gradients in zip(*taken, strict=True):
+        rows = [gradient[row] for row, gradient in enumerate(gradients) if gradient is not None]
+        own.append(torch.stack(rows) if len(rows) == len(scores) else None)
+    return own
 
 
 def at_least_fp32(tensor: Tensor) -> Tensor:

@@ -8,8 +8,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from gradcam_callback.errors import BadInputError
+
+# By the names of autograd's nodes, with what torch makes of a view or of a cast among them.
+_NORMALISING = {"Sigmoid", "Softmax", "SafeSoftmax"}
+_RESHAPING = {"View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Alias", "ToCopy", "Clone", "Clamp", "T"}
 
 OutputSpec = str | int | Callable[[Any], Any] | None
 """Where the logits are in what a model returned: a key or attribute, an index, a function; None finds them."""
@@ -190,9 +195,15 @@ def _search(returned: Any) -> Any:
             return value
     floating = [value for value in _parts(returned) if _is_floating(value)]
     matrices = [value for value in floating if value.ndim == 2]
-    if len(matrices) == 1:  # a loss a sample may stand before them
+    if len({value.shape for value in matrices}) > 1:
+        raise BadInputError(
+            f"Several things that the model returned may be the logits: {_describe(returned)}, among them matrices of "
+            f"shape {', '.join(str(tuple(value.shape)) for value in matrices)}. Say which they are with `output`: a "
+            "key, an index, or a function of what the model returned."
+        )
+    if matrices:  # a loss a sample may stand before them; of several heads of one shape, the first is the main one
         return matrices[0]
-    rows = [value for value in floating if value.ndim in (1, 2)]
+    rows = [value for value in floating if value.ndim == 1]
     pooled = [value for value in floating if value.ndim > 2 and value.shape[2:].numel() == 1]
     return next(iter(rows + pooled), None)
 
@@ -262,13 +273,31 @@ def predict(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The predicted classes `(N,)` int64, and the probabilities `(N, L)` float32 in 0..1.
 
     Of a single logit, class 1 is the logit and class 0 its negative; the probabilities are its sigmoid and the rest.
+    What a sigmoid or a softmax made are probabilities already.
     """
-    exact = logits.detach()
+    exact, are_probabilities = logits.detach(), has_probabilities(logits)
     values = exact.float()  # may make one of two float64 numbers that are not
-    if values.shape[1] == 1:
-        probabilities = torch.cat([torch.sigmoid(-values), torch.sigmoid(values)], dim=1)
-        return (exact[:, 0] > 0).long(), probabilities
-    return exact.argmax(dim=1), values.softmax(dim=1)
+    if values.shape[1] > 1:
+        return exact.argmax(dim=1), values if are_probabilities else values.softmax(dim=1)
+    if are_probabilities:
+        return (exact[:, 0] > 0.5).long(), torch.cat([1 - values, values], dim=1)
+    return (exact[:, 0] > 0).long(), torch.cat([torch.sigmoid(-values), torch.sigmoid(values)], dim=1)
+
+
+def has_probabilities(logits: Tensor) -> bool:
+    """Whether the last operation, but for changes of shape and the like, was a sigmoid or a softmax.
+
+    Its values alone would not tell: the logits of a network that has learnt nothing are in 0..1 by chance. Without a
+    graph that is not known, and they count as logits.
+    """
+    node = logits.grad_fn
+    while node is not None and _kind(node) in _RESHAPING:
+        node = node.next_functions[0][0]
+    return node is not None and _kind(node) in _NORMALISING
+
+
+def _kind(node: Node) -> str:
+    return node.name().rstrip("0123456789").removesuffix("Backward")
 
 
 def choose_targets(target: str | int | Sequence[int] | Tensor, predictions: Tensor, classes: int) -> Tensor:
@@ -304,7 +333,8 @@ def class_count(logits: Tensor) -> int:
 
 
 def score(logits: Tensor, targets: Tensor) -> Tensor:
-    """One score a sample, `(N,)`: the logit of its target. Of a single logit, class 0 is its negative."""
+    """One score a sample, `(N,)`: the logit of its target. Of a single logit, class 0 is its negative, or the rest."""
     if logits.shape[1] == 1:
-        return torch.where(targets == 1, logits[:, 0], -logits[:, 0])
+        other = 1 - logits[:, 0] if has_probabilities(logits) else -logits[:, 0]
+        return torch.where(targets == 1, logits[:, 0], other)
     return logits.gather(1, targets.unsqueeze(1)).squeeze(1)
