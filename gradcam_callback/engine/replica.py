@@ -97,7 +97,7 @@ def isolated(model: nn.Module, options: ReplicaOptions = ReplicaOptions()) -> It
         options: How the replica is made.
 
     Yields:
-        The replica; what is left of it afterwards is an empty module.
+        The replica; what is left of it afterwards are empty modules and their names.
 
     Raises:
         RuntimeError: There is too little memory for the copies of buffers.
@@ -139,10 +139,16 @@ def _switch_to_eval(model: nn.Module) -> None:
 
 
 def _empty(modules: list[nn.Module]) -> None:
-    """Drop what is in the modules: what holds itself would wait for the collector, with the activations in it."""
+    """Drop what is in the modules: what holds itself would wait for the collector, with the activations in it.
+
+    Their names stay: a traceback that goes through them can still tell which module raised.
+    """
     for module in modules:
-        vars(module).clear()
-        if hasattr(module, "__del__"):  # it would close what belongs to the original
+        held = vars(module)
+        children = held.get("_modules", {})
+        held.clear()
+        held.update(_modules=children, _parameters={}, _buffers={})
+        if hasattr(type(module), "__del__"):  # it would close what belongs to the original
             with suppress(TypeError):
                 module.__class__ = nn.Module
     modules.clear()

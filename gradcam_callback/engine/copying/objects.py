@@ -204,7 +204,7 @@ def _set_state(
     state = copier.copy_filled(state)
     if set_state is not None:
         set_state(copied, state)
-    elif hasattr(copied, "__setstate__"):
+    elif hasattr(type(copied), "__setstate__"):
         copied.__setstate__(state)
     else:
         attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
