@@ -353,10 +353,9 @@ def test_drawing_never_waits_for_the_device() -> None:
 
 def test_the_panel_says_which_call_of_how_many() -> None:
     def called(name: str, calls: int, call: int) -> str:
+        health = {name: replace(verdict(OK, OK), calls=calls, call=call)}
         result = cam_result(verdict(OK, OK))
-        [panel] = pages_of(
-            [replace(result, cams={name: result.cams[LAYER]}, health={name: result.health[LAYER]})], ["predicted"]
-        )[name]
+        [panel] = pages_of([replace(result, cams={name: result.cams[LAYER]}, health=health)], ["predicted"])[name]
         return panel.title.splitlines()[0]
 
     assert called("head", 3, 2) == "head#2 of calls #0 to #2"
