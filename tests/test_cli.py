@@ -21,15 +21,11 @@ DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 OPTIONS = list(inspect.signature(GradCAMCallback).parameters)
 
 
-def briefly(folder: Path) -> list[str]:
+def briefly(folder: Path, config: str = str(DEMO)) -> list[str]:
     """The demo for two steps, into a folder of the test."""
     settings = ["max_epochs=1", "limit_train_batches=2", "accelerator=cpu", "enable_progress_bar=false"]
-    return [
-        "--config",
-        str(DEMO),
-        f"--trainer.logger.init_args.save_dir={folder}",
-        *(f"--trainer.{s}" for s in settings),
-    ]
+    place = f"--trainer.logger.init_args.save_dir={folder}"
+    return ["--config", config, place, *(f"--trainer.{setting}" for setting in settings)]
 
 
 @pytest.fixture
@@ -154,7 +150,7 @@ def test_clarify_leaves_other_messages_alone():
 
 def test_an_unknown_layer_is_refused_before_training_with_the_closest_names(say, tmp_path):
     config = with_option(tmp_path, target_layers="network.stage.3")
-    code, _, err = say("fit", *briefly(tmp_path), "--config", config)
+    code, _, err = say("fit", *briefly(tmp_path, config))
     assert code == 2
     assert "network.stages.3" in err
     assert "Traceback" not in err
