@@ -161,6 +161,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo with 60 digits to validate on in place of 1,000; of each class there is one at least."""
+    monkeypatch.setattr("gradcam_callback.demo.data.HELD_OUT", 60)
+
+
+@pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Run]:
     """Makes a Run in the test's folder: `run(callback, module, **settings of the Trainer)`."""
 
@@ -181,9 +187,3 @@ def _no_thread_left() -> Iterator[None]:
     """Whatever a test did, and however it ended, no writer lives on."""
     yield
     assert "gradcam-writer" not in {thread.name for thread in threading.enumerate()}
-
-
-@pytest.fixture
-def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo with 60 digits to validate on in place of 1,000; of each class there is one at least."""
-    monkeypatch.setattr("gradcam_callback.demo.data.HELD_OUT", 60)
