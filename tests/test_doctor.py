@@ -45,7 +45,7 @@ def of_config(config: str, *more: str) -> list[str]:
 def test_a_healthy_model(tmp_path, capsys):
     assert doctor(*of_config("demo.yaml", "--trainer.devices=2")) == 0  # one is enough for it
     printed = capsys.readouterr().out
-    for words in ("network.stages.3 · predicted, label · healthy", "nn.functional.linear", "alive", "Rescued"):
+    for words in ("network.stages.3 · predicted, label · healthy", "nn.functional.linear", "alive", "under no_grad"):
         assert words in printed
     assert printed.rstrip().endswith("Every gradient is there.")
     assert list(tmp_path.iterdir()) == []  # nothing is written
