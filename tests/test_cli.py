@@ -18,6 +18,7 @@ from gradcam_callback.cli import clarify, describe_callback, main
 pytestmark = pytest.mark.usefixtures("few_digits")
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
+IN_A_CHECKOUT = re.compile(r"(?<![\w/])(configs|docs|scripts)/")  # paths that an installation does not have
 OPTIONS = list(inspect.signature(GradCAMCallback).parameters)
 
 
@@ -63,6 +64,7 @@ def test_no_arguments_print_the_help(say):
     assert err == ""
     for command in ("fit", "doctor", "explain-cause"):
         assert f"gradcam-callback {command} " in out
+    assert not IN_A_CHECKOUT.search(out)
     assert say("--help") == (0, out, "")
 
 
@@ -71,8 +73,7 @@ def test_help_documents_every_option_of_the_callback(say, subcommand):
     code, out, _ = say(subcommand, "--help")
     assert code == 0
     assert describe_callback() in out
-    # An installation holds no configuration and no page at such a path.
-    assert not re.search(r"(?<![\w/])(configs|docs|scripts)/", out)
+    assert not IN_A_CHECKOUT.search(out)
 
 
 def test_no_option_of_the_callback_lacks_documentation():
