@@ -278,18 +278,6 @@ class Checkpointed(Network):
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize(
-    "layers", [["model.norm"], [LAYER], ["model.last"], ["model.norm", LAYER, "model.last"]], ids=len
-)
-def test_checkpointed_models_have_the_maps_of_plain_ones(run: MakeRun, layers: list[str], reentrant: bool) -> None:
-    fit = run(cb(layers), Classifier(Checkpointed(reentrant)), max_epochs=2).fit()
-
-    plain = Checkpointed(None)
-    plain.load_state_dict(fit.module.model.state_dict())
-    check(fit, plain)
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointed_training_leaves_the_same_bits_behind(run: MakeRun, reentrant: bool) -> None:
     runs = []
     for folder in ("watched", "alone"):
