@@ -101,7 +101,10 @@ def _set_attributes(copier: StructureCopier, attributes: dict[str, Any], held: d
 
 def copy_scripted(copier: StructureCopier, module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     """A scripted module, with weights of its own: they are kept outside Python. Hooks are not, and are copied here."""
-    copied = copy.deepcopy(module).requires_grad_(False)
+    copied = copy.deepcopy(module)
+    if not copier.tensors.own_weights:
+        for weight in copied.parameters():
+            weight.requires_grad_(False)
     for original, made in zip(module.modules(), copied.modules(), strict=True):
         for name, hooks in vars(original).items():
             if type(hooks) is OrderedDict and hooks:
