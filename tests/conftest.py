@@ -105,9 +105,9 @@ class Run:
 
     @property
     def alerts_file(self) -> list[dict[str, Any]]:
-        """The lines of alerts.jsonl; none where there is no such file."""
-        path = self.folder / "gradcam" / "alerts.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        """The lines of alerts.jsonl, below whichever folder; none where there is no such file."""
+        paths = self.folder.rglob("gradcam/alerts.jsonl")
+        return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
     @property
     def alerts(self) -> list[tuple[str, str, str, int]]:
