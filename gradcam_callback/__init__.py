@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from gradcam_callback.diagnosis.diagnoser import diagnose
     from gradcam_callback.engine.explain import compute_cam
     from gradcam_callback.errors import GradientNullError, GradientNullWarning
-    from gradcam_callback.probes.sources import ImageProbes, ProbeSource, TensorProbes, ValidationProbes
+    from gradcam_callback.probes.images import ImageProbes
+    from gradcam_callback.probes.probe_set import ProbeSet
+    from gradcam_callback.probes.source import CaptureContext, ProbeCollector, ProbeSource
+    from gradcam_callback.probes.tensors import TensorProbes
+    from gradcam_callback.probes.validation import ValidationProbes
     from gradcam_callback.reporting.alerts import Alert
     from gradcam_callback.results import (
         CAMResult,
@@ -24,7 +28,6 @@ if TYPE_CHECKING:
         GradientState,
         LayerHealth,
         PathStep,
-        ProbeSet,
         SourceLocation,
     )
 
@@ -33,6 +36,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Alert": "reporting.alerts",
     "CAMResult": "results",
+    "CaptureContext": "probes.source",
     "Cause": "causes",
     "Cut": "results",
     "Diagnosis": "results",
@@ -40,14 +44,15 @@ _HOMES = {
     "GradientNullError": "errors",
     "GradientNullWarning": "errors",
     "GradientState": "results",
-    "ImageProbes": "probes.sources",
+    "ImageProbes": "probes.images",
     "LayerHealth": "results",
     "PathStep": "results",
-    "ProbeSet": "results",
-    "ProbeSource": "probes.sources",
-    "TensorProbes": "probes.sources",
+    "ProbeCollector": "probes.source",
+    "ProbeSet": "probes.probe_set",
+    "ProbeSource": "probes.source",
+    "TensorProbes": "probes.tensors",
     "SourceLocation": "results",
-    "ValidationProbes": "probes.sources",
+    "ValidationProbes": "probes.validation",
     "compute_cam": "engine.explain",
     "diagnose": "diagnosis.diagnoser",
 }
@@ -55,6 +60,7 @@ _HOMES = {
 __all__ = [
     "Alert",
     "CAMResult",
+    "CaptureContext",
     "Cause",
     "Cut",
     "Diagnosis",
@@ -65,6 +71,7 @@ __all__ = [
     "ImageProbes",
     "LayerHealth",
     "PathStep",
+    "ProbeCollector",
     "ProbeSet",
     "ProbeSource",
     "SourceLocation",

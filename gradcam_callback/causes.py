@@ -32,16 +32,21 @@ class Cause(str, Enum):
 class CallbackIssue(str, Enum):
     """What else can go wrong around a probe pass. It concerns the callback and not the gradient; it never raises."""
 
-    FEWER_PROBES = "fewer_probes"
+    PROBES_MISSING = "probes_missing"
     PROBES_CHANGED = "probes_changed"
     SHORT_OF_MEMORY = "short_of_memory"
     UNSUPPORTED_STRATEGY = "unsupported_strategy"
+    WEIGHTS_MODIFIED = "weights_modified"
+    CHANNELS_HIDDEN = "channels_hidden"
     CALLBACK_FAILED = "callback_failed"
     WRITING_FAILED = "writing_failed"
 
     def __str__(self) -> str:
         return self.value
 
+
+DOCS = "https://github.com/gradcam-callback/gradcam_callback/blob/main/docs/why-is-my-gradient-none.md"
+"""The page about the causes; the slug of each is an anchor in it."""
 
 UNKNOWN_MEANING = "the score does not depend on it through anything that autograd can follow"
 UNKNOWN_REMEDY = (

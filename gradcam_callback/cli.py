@@ -1,7 +1,8 @@
-"""The command `gradcam-callback`: LightningCLI with the subcommands fit, validate, test and doctor."""
+"""The command `gradcam-callback`: LightningCLI with fit, validate, test and doctor; and `explain-cause`."""
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import logging
 import os
@@ -21,18 +22,33 @@ from jsonargparse import ActionConfigFile, DefaultHelpFormatter  # type: ignore[
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from gradcam_callback import GradCAMCallback
-from gradcam_callback.doctor import COULD_NOT_RUN, DoctorTrainer
+from gradcam_callback import GradCAMCallback, pages
+from gradcam_callback.doctor import COULD_NOT_RUN, DoctorTrainer, examine_program
+from gradcam_callback.reporting.terminal import print_markdown
 
 CALLBACK = "gradcam_callback.GradCAMCallback"
 
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Train, validate and test image models, with Grad-CAM heatmaps and gradient-null alerts in TensorBoard.
 
 Start here:
-  gradcam-callback fit --config configs/demo.yaml    train the demo, which tells at its end how to look at it
+  gradcam-callback fit --config FILE                 configurations to start from: {pages.CONFIGS}
   gradcam-callback fit --help                        every option; those of the callback come last
   gradcam-callback doctor --config FILE              why is my gradient None? without training; same file as fit
+  gradcam-callback doctor train.py fit ...           the same for a program of yours, LightningCLI or not
+  gradcam-callback explain-cause [SLUG]              what an alert means, e.g. detached
+
+Documentation: {pages.REPOSITORY}
+"""
+
+USAGE = "gradcam-callback {} --config FILE [--KEY VALUE ...]"
+DOCTOR_USAGE = """\
+gradcam-callback doctor --config FILE [--json] [--KEY VALUE ...]
+       gradcam-callback doctor [--json] PROGRAM.py [ARGUMENTS ...]
+       gradcam-callback doctor [--json] -m MODULE [ARGUMENTS ...]
+
+Where a program of yours trains, write `gradcam-callback doctor` in place of `python`. It is run up to its first
+`trainer.fit`, and what it would train is examined, with its own GradCAMCallback or else with one that has no options.\
 """
 
 EXAMPLE = f"""\
@@ -81,7 +97,9 @@ class GradCAMCLI(LightningCLI):
     def __init__(self, args: ArgsType = None) -> None:
         subcommands = {
             name: {
-                "usage": f"gradcam-callback {name} --config FILE [--KEY VALUE ...]",
+                "usage": DOCTOR_USAGE
+                if name == "doctor"
+                else f"gradcam-callback {name} --config FILE [--KEY VALUE ...]",
                 "formatter_class": HelpFormatter,
                 "epilog": describe_callback(),
             }
@@ -108,6 +126,12 @@ class GradCAMCLI(LightningCLI):
         """LightningCLI's subcommands but `predict`, in which nothing is validated; and the doctor."""
         known = {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
         return {**known, "doctor": {"model", "datamodule"}}
+
+    def before_instantiate_classes(self) -> None:
+        """Give the doctor one device: more would tell it nothing new."""
+        if self.subcommand == "doctor":
+            trainer = self.config.doctor.trainer
+            trainer.devices = trainer.num_nodes = 1
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make a parser with the option `--config`, for the command or one of its subcommands."""
@@ -161,6 +185,25 @@ def _possible_options(message: str) -> Iterator[str]:
         yield f"The options of {path}: {', '.join(options) or 'none'}."
 
 
+def explain_cause(args: list[str]) -> None:
+    """Print what a cause or an alert means; without its slug, list them.
+
+    Args:
+        args: What stands behind `explain-cause`.
+
+    Raises:
+        ValueError: There is no such slug.
+    """
+    parser = argparse.ArgumentParser("gradcam-callback explain-cause", description="What an alert means.")
+    parser.add_argument("slug", nargs="?", help="the alert's name, e.g. detached; without one, all are listed")
+    slug = parser.parse_args(args).slug
+    if slug is not None:
+        print_markdown(f"{pages.section(slug)}\n\n{pages.url(slug)}")
+        return
+    for name, description in pages.contents().items():
+        print(f"{name:22}{description.replace('`', '')}")
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line.
 
@@ -169,23 +212,32 @@ def main(args: list[str] | None = None) -> None:
 
     Raises:
         SystemExit: With 0 after a help text; with 2, and a message on stderr, after an option or data that cannot be
-            used.
+            used. The status of `doctor` is that of `DoctorTrainer.doctor`.
     """
     _hush_lightning()
-    # A bare `--json` reads better than the value that jsonargparse asks for.
-    given = sys.argv[1:] if args is None else args
-    arguments = ["--json=true" if argument == "--json" else argument for argument in given]
+    arguments = list(sys.argv[1:] if args is None else args) or ["--help"]
     try:
-        GradCAMCLI(arguments or ["--help"])
+        _dispatch(*arguments)
     except Exception as error:
         message = _own_message(error)
         if message is None or "JSONARGPARSE_DEBUG" in os.environ:
-            if arguments[:1] != ["doctor"]:
+            if arguments[0] != "doctor":
                 raise
             traceback.print_exc()  # its exit status tells a model that could not be run from one without gradients
             sys.exit(COULD_NOT_RUN)
         print(f"error: {message}\nFor the traceback, set JSONARGPARSE_DEBUG=1.", file=sys.stderr)
         sys.exit(2)
+
+
+def _dispatch(command: str, *rest: str) -> None:
+    if command == "explain-cause":
+        return explain_cause(list(rest))
+    program = rest[1:] if rest[:1] == ("--json",) else rest
+    is_module = program[:1] == ("-m",) and len(program) > 1
+    if command == "doctor" and program and (is_module or not program[0].startswith("-")):
+        examine_program(program, as_json=program != rest)
+    # A bare `--json` reads better than the value that jsonargparse asks for.
+    GradCAMCLI([command, *("--json=true" if argument == "--json" else argument for argument in rest)])
 
 
 def _own_message(error: Exception) -> str | None:

@@ -1,51 +1,32 @@
-"""Side door: `gradcam-callback doctor`. Trains nothing: follows the gradient once and prints its way as a table."""
+"""`gradcam-callback doctor`: follows the gradient once, without training, in a Trainer of ours or of a user's program.
+
+An examination is a validation in which the model's own `validation_step` is left out: batches are read until the
+callbacks have their probes, then they diagnose.
+"""
 
 from __future__ import annotations
 
-import json as json_module
-import math
+import functools
+import os
+import runpy
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from pathlib import Path
+from typing import Any, NoReturn
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from rich.console import Console, Group, RenderableType
-from rich.panel import Panel
-from rich.syntax import Syntax
-from rich.table import Table
-from rich.text import Text
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from gradcam_callback.callback import GradCAMCallback
-from gradcam_callback.causes import Cause
-from gradcam_callback.errors import BadInputError
-from gradcam_callback.reporting.alerts import DOCS
-from gradcam_callback.results import Diagnosis, PathStep
+from gradcam_callback.errors import BadInputError, ForwardFailedError
+from gradcam_callback.reporting.terminal import Report, merge_targets, print_reports
 
 HEALTHY, NULL, COULD_NOT_RUN = 0, 1, 2
 
-_RESCUES = {
-    Cause.FROZEN: "everything up to the layer is frozen (requires_grad = False)",
-    Cause.NO_GRAD: "validation runs under no_grad",
-    Cause.INFERENCE_MODE: "validation runs under inference_mode",
-}
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the doctor says of one layer.
-
-    Attributes:
-        targets: What the targets are called that it is so for, e.g. "predicted".
-        diagnosis: Of the layer, for the first of these targets.
-    """
-
-    targets: tuple[str, ...]
-    diagnosis: Diagnosis
-
 
 class DoctorTrainer(Trainer):
-    """A Trainer that can also look at a model without training it."""
+    """A Trainer that can also examine a model without training it."""
 
     def doctor(
         self,
@@ -57,148 +38,192 @@ class DoctorTrainer(Trainer):
         """Take the probes, run the model, and print the way of the gradient from the score back to each target layer.
 
         Nothing is trained, and nothing is written to the disk. The exit status is 0 if every gradient is there, 1 if
-        one is None, zero or not finite, and 2 if the model could not be looked at.
+        one is None, zero or not finite, and 2 if the model could not be examined.
 
         Args:
             model: The model; given in the configuration.
             datamodule: The data; given in the configuration.
-            ckpt_path: A checkpoint whose weights are looked at; by default, the fresh model.
+            ckpt_path: A checkpoint whose weights are taken; by default, the fresh model.
             json: Print JSON for machines instead of tables for people.
         """
-        callbacks: list[Callback] = self.callbacks  # type: ignore[has-type]
-        patients = [callback for callback in callbacks if isinstance(callback, GradCAMCallback)]
-        if not patients:
-            raise BadInputError(
-                "There is no GradCAMCallback under `trainer.callbacks` in this configuration. Add one: "
-                "`- class_path: gradcam_callback.GradCAMCallback`."
-            )
-        examination = _Examination(patients)
-        self.callbacks = [examination]
-        self.loggers = []
-        self.limit_val_batches = 1
+        with _stdout_for_reports(json):
+            reports = examine(self, _callbacks_of(self), model, datamodule=datamodule, ckpt_path=ckpt_path)
+        _conclude(reports, json)
+
+
+def examine_program(command: Sequence[str], *, as_json: bool) -> NoReturn:
+    """Run a user's program up to its first `trainer.fit`, and examine what it would train.
+
+    Args:
+        command: What would stand behind `python`: a file or `-m` and a module, then the program's own arguments.
+        as_json: As for `DoctorTrainer.doctor`. What the program prints goes to stderr then.
+
+    Raises:
+        SystemExit: Always; its status is that of `DoctorTrainer.doctor`.
+        ValueError: The program never came to `trainer.fit`, or it cannot be examined.
+    """
+    examined: list[list[Report]] = []
+
+    @functools.wraps(Trainer.fit)
+    def examine_instead(
+        self: Trainer,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        **options: Any,
+    ) -> NoReturn:
+        if isinstance(train_dataloaders, LightningDataModule):
+            datamodule = train_dataloaders
+        callbacks = _callbacks_of(self) or [GradCAMCallback()]
+        examined.append(examine(self, callbacks, model, val_dataloaders, datamodule=datamodule, **options))
+        raise SystemExit
+
+    ended: object = None
+    with _stdout_for_reports(as_json), _replaced(Trainer, "fit", examine_instead):
         try:
-            self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
-        except Exception:
-            # A validation_step that raises is not the doctor's business, once the patient was seen.
-            if not examination.done:
-                raise
-        print_reports(examination.reports, as_json=json)
-        sys.exit(NULL if any(report.diagnosis.cause for report in examination.reports) else HEALTHY)
+            _run(command)
+        except SystemExit as end:
+            ended = end.code
+    if not examined:
+        how = "" if ended is None else f" (status {ended!r})"
+        raise BadInputError(
+            f"{' '.join(command)} ended{how} without a call of `trainer.fit`. Give the command that starts its "
+            "training, e.g. `gradcam-callback doctor train.py fit --config config.yaml`."
+        )
+    _conclude(examined[0], as_json)
+
+
+def examine(
+    trainer: Trainer,
+    callbacks: Sequence[GradCAMCallback],
+    model: LightningModule,
+    dataloaders: Any = None,
+    *,
+    datamodule: LightningDataModule | None = None,
+    **options: Any,
+) -> list[Report]:
+    """Have callbacks diagnose a model where it and its data are as in a validation.
+
+    Args:
+        trainer: Is not fit for anything else afterwards.
+        callbacks: Take the place of the trainer's own.
+        model: The model.
+        dataloaders: The validation data, if it is not in `datamodule`.
+        datamodule: The data.
+        options: Others of `Trainer.validate`, such as `ckpt_path`.
+
+    Raises:
+        ValueError: There is no callback, no validation data, or more than one process.
+    """
+    if not callbacks:
+        raise BadInputError(
+            "There is no GradCAMCallback under `trainer.callbacks` in this configuration. Add one: "
+            "`- class_path: gradcam_callback.GradCAMCallback`."
+        )
+    if trainer.world_size > 1:
+        raise BadInputError(
+            f"The trainer wants {trainer.world_size} processes, and the doctor examines in one. Give it one device: "
+            "`--trainer.devices 1` for a LightningCLI, `devices=1` in Python."
+        )
+    examination = _Examination(callbacks)
+    trainer.callbacks = [examination]  # type: ignore[attr-defined]
+    trainer.loggers = [DummyLogger()]  # hooks of the model may write to it
+    with ExitStack() as stack:
+        # What a program calls is `fit`, and many a data module prepares its validation data for that stage alone.
+        for part in (model, datamodule) if datamodule is not None else (model,):
+            stack.enter_context(_replaced(part, "setup", _set_up_for_fit(part.setup)))
+        stack.enter_context(_replaced(model, "validation_step", lambda *_, **__: None))
+        stack.enter_context(suppress(_Examined))
+        trainer.validate(model, dataloaders, datamodule=datamodule, verbose=False, **options)
+    if examination.reports is None:
+        raise BadInputError(
+            "There is no batch of validation data to take probes from. Give the trainer validation data, and a "
+            "`limit_val_batches` above 0."
+        )
+    return examination.reports
+
+
+class _Examined(Exception):  # noqa: N818  # no error
+    """Ends the validation: all is known."""
 
 
 class _Examination(Callback):
-    """Has the callbacks diagnose the model when it and its data are where they are in a validation."""
+    """Hands the batches of a validation on to the callbacks until they have their probes; then they diagnose."""
 
-    def __init__(self, patients: Sequence[GradCAMCallback]) -> None:
-        self.reports: list[Report] = []
-        self.done = False
-        self._patients = patients
+    def __init__(self, callbacks: Sequence[GradCAMCallback]) -> None:
+        self.reports: list[Report] | None = None
+        self._callbacks = callbacks
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for patient in self._patients:
-            self.reports += gather(patient.diagnose(trainer, pl_module))
-        self.done = True
+        for callback in self._callbacks:
+            callback.on_validation_start(trainer, pl_module)
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        for callback in self._callbacks:
+            callback.on_validation_batch_start(trainer, pl_module, *args)
+        if not any(callback.wants_batches(trainer) for callback in self._callbacks):
+            self._diagnose(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._diagnose(trainer, pl_module)
+
+    def _diagnose(self, trainer: Trainer, pl_module: LightningModule) -> NoReturn:
+        self.reports = []
+        for callback in self._callbacks:
+            try:
+                found = callback.diagnose(trainer, pl_module)
+            except ForwardFailedError as error:  # so there is no layer to choose, either
+                found = [("every target", error.diagnosis)]
+            self.reports += merge_targets(found)
+        raise _Examined
 
 
-def gather(found: Iterable[tuple[str, Diagnosis]]) -> list[Report]:
-    """Say once what is the same for several targets: layer, cause, line and probes."""
-    reports: dict[object, Report] = {}
-    for target, diagnosis in found:
-        same = (diagnosis.layer, diagnosis.cause, diagnosis.location, diagnosis.probes)
-        before = reports.get(same)
-        reports[same] = (
-            Report((target,), diagnosis) if before is None else replace(before, targets=(*before.targets, target))
-        )
-    return list(reports.values())
+def _callbacks_of(trainer: Trainer) -> list[GradCAMCallback]:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, GradCAMCallback)]
 
 
-def print_reports(reports: Sequence[Report], *, as_json: bool, console: Console | None = None) -> None:
-    """Print what was found.
+def _set_up_for_fit(setup: Callable[..., None]) -> Callable[..., None]:
+    return lambda stage: setup(stage="fit")
 
-    Args:
-        reports: One a layer and target.
-        as_json: Whether to print one JSON list, instead of tables as wide and as coloured as the terminal allows.
-        console: Where to; None takes stdout.
-    """
-    console = console or Console()
+
+def _conclude(reports: Sequence[Report], as_json: bool) -> NoReturn:
+    print_reports(reports, as_json=as_json)
+    sys.exit(NULL if any(report.diagnosis.cause for report in reports) else HEALTHY)
+
+
+def _run(command: Sequence[str]) -> None:
+    """What `python` would do with these arguments."""
+    is_module = command[0] == "-m"
+    name, *arguments = command[1:] if is_module else command
+    folder = os.getcwd() if is_module else str(Path(name).resolve().parent)
+    if not is_module and not Path(name).is_file():
+        raise BadInputError(f"There is no file {name}. Give a program, `-m` and a module, or `--config` and a file.")
+    with _replaced(sys, "argv", [name, *arguments]), _replaced(sys, "path", [folder, *sys.path]):
+        if is_module:
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(str(Path(name).resolve()), run_name="__main__")
+
+
+def _stdout_for_reports(as_json: bool) -> ExitStack:
+    """Keeps out of JSON what a program or its data print."""
+    stack = ExitStack()
     if as_json:
-        console.print_json(json_module.dumps([as_record(report) for report in reports]))
-        return
-    for report in reports:
-        console.print(render(report))
-    nulls = list(dict.fromkeys(report.diagnosis.layer for report in reports if report.diagnosis.cause is not None))
-    verdict = f"Gradients are missing at {', '.join(nulls)}." if nulls else "Every gradient is there."
-    console.print(Text(verdict, style="bold red" if nulls else "bold green"))
+        stack.enter_context(redirect_stdout(sys.stderr))
+    return stack
 
 
-def as_record(report: Report) -> dict[str, Any]:
-    """A report as plain values."""
-    record = asdict(report.diagnosis)
-    record["bridges"] = sorted(record["bridges"])
-    return {"targets": report.targets, **record}
-
-
-def render(report: Report) -> RenderableType:
-    """A report for people: the way of the gradient as a table, the line to blame, and what was rescued."""
-    diagnosis = report.diagnosis
-    colour = "green" if diagnosis.cause is None else "red"
-    title = (
-        f"[bold]{diagnosis.layer}[/] · {', '.join(report.targets)} · [bold {colour}]{diagnosis.cause or 'healthy'}[/]"
-    )
-    return Panel(Group(*_parts(diagnosis)), title=title, title_align="left", border_style=colour, padding=(1, 2))
-
-
-def _parts(diagnosis: Diagnosis) -> Iterator[RenderableType]:
-    if diagnosis.path:
-        yield _way(diagnosis.path)
-        yield ""
-    yield Text(diagnosis.message)
-    for cut in diagnosis.cuts:
-        if cut.location is not None:
-            yield ""
-            yield Text(f"{cut.cause} · {cut.location} in {cut.location.function}", style="bold")
-            yield _code(cut.location.file, cut.location.line)
-    if diagnosis.cause is not None:
-        yield ""
-        yield Text.assemble(("What to do  ", "bold"), diagnosis.remedy)
-        yield Text.assemble(("More        ", "bold"), f"{DOCS}#{diagnosis.cause}")
-    if diagnosis.rescued:
-        yield ""
-        reasons = "; ".join(_RESCUES.get(cause, str(cause)) for cause in diagnosis.rescued)
-        yield Text.assemble(("Rescued     ", "bold"), f"Without the callback there would be no gradient: {reasons}.")
-
-
-def _way(path: Sequence[PathStep]) -> Table:
-    """From the score back to the layer, as the gradient goes."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("module", overflow="fold")
-    table.add_column("operation", overflow="fold")
-    table.add_column("shape", no_wrap=True)
-    table.add_column("gradient", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    table.add_row("", "score", "", "", "", style="dim")
-    for position, step in reversed(list(enumerate(path))):
-        norm = "none" if step.gradient_norm is None else f"{step.gradient_norm:.2e}"
-        mark = _mark(step, path[position - 1] if position else None)
-        table.add_row(step.module or "(model)", step.operation, " x ".join(map(str, step.shape)), norm, mark)
-    return table
-
-
-def _mark(step: PathStep, before: PathStep | None) -> Text:
-    """How the gradient stands at a step; `before` is the step one nearer to the layer."""
-    if not step.alive:
-        return Text("cut here", style="bold red") if before is None or before.alive else Text("lost", style="red")
-    if step.gradient_norm is None:
-        return Text("not reached", style="red")
-    if step.gradient_norm == 0:
-        return Text("zero", style="bold red")
-    return Text("alive", style="green") if math.isfinite(step.gradient_norm) else Text("not finite", style="bold red")
-
-
-def _code(file: str, line: int, reach: int = 2) -> RenderableType:
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Set an attribute for a while."""
+    is_own, before = name in vars(owner), getattr(owner, name)
+    setattr(owner, name, value)
     try:
-        return Syntax.from_path(
-            file, line_numbers=True, line_range=(max(1, line - reach), line + reach), highlight_lines={line}
-        )
-    except (OSError, UnicodeDecodeError):  # typed into a notebook, or gone since
-        return Text("(the source is not at hand)", style="dim")
+        yield
+    finally:
+        if is_own:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)

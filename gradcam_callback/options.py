@@ -51,6 +51,19 @@ def check_statistics(name: str, numbers: Any) -> None:
         raise BadInputError(f"`{name}` is a list of numbers, one a channel; given: {numbers!r}.")
 
 
+def check_channels(channels: Any) -> None:
+    """Check which channels are shown: one or three positions, or None.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if channels is None:
+        return
+    given = channels if isinstance(channels, (list, tuple)) else ()
+    if len(given) not in (1, 3) or not all(type(channel) is int and channel >= 0 for channel in given):
+        raise BadInputError(f"`channels` is a list of one or three positions, counted from 0; given: {channels!r}.")
+
+
 def check_targets(target: Any) -> tuple[TargetSpec, ...]:
     """The target or targets, as a tuple.
 

@@ -133,36 +133,6 @@ def _normalise(maps: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ProbeSet:
-    """The fixed images, as the model sees them; captured once.
-
-    Attributes:
-        images: `(N, C, H, W)`, what the model's forward gets, after the transforms, the collation and the transfer.
-        labels: `(N,)` int64 on the CPU, or None where the data has none.
-        names: One short name a probe: its index in the data set or its file name.
-        indices: The probes' positions in the data set, where they have one.
-        class_names: The names of the classes, where the data set tells them.
-        mean: One number a channel that the data set's transforms subtract, where they can be found.
-        std: One number a channel that the data set's transforms divide by, likewise.
-        fingerprint: SHA-256 over images and labels, in hexadecimal.
-        notices: What the user should know about the choice, e.g. that there were fewer samples than asked.
-    """
-
-    images: Tensor
-    labels: Tensor | None
-    names: tuple[str, ...]
-    indices: tuple[int, ...] | None
-    class_names: tuple[str, ...] | None
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    fingerprint: str
-    notices: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-
-@dataclass(frozen=True)
 class PanelColumn:
     """One target in a panel: an overlay a probe.
 
@@ -193,6 +163,7 @@ class Panel:
         columns: One a target.
         table: `(256, 3)` uint8, the colormap of the colour bar.
         shared_scale: Whether all maps of a column share one scale, or each has its own.
+        input_title: What stands above the inputs.
     """
 
     title: str
@@ -202,6 +173,7 @@ class Panel:
     columns: tuple[PanelColumn, ...]
     table: Tensor
     shared_scale: bool
+    input_title: str = "input"
 
 
 @dataclass(frozen=True)

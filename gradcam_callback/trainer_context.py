@@ -1,22 +1,34 @@
-"""Door: the trainer around a look. Its processes, its log directory, and a validation as a model finds it."""
+"""What is asked of the Trainer: its processes, stage, loggers and directories, and a view of it for a replica."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
-from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import nn
+from torch.utils.data import IterableDataset
+from torch.utils.data.distributed import DistributedSampler
 
+from gradcam_callback.engine.replica import ReplicaOptions, copy_structure, isolated
 from gradcam_callback.execution.processes import ProcessGroup
-from gradcam_callback.reporting import sinks as events
+from gradcam_callback.reporting.sinks.files import AlertFile, PanelFiles, run_folder
+from gradcam_callback.reporting.sinks.sink import Sink
+from gradcam_callback.reporting.sinks.tensorboard import TensorBoardSink, ensure_room_in_events
+
+_BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
-def ranks_of(trainer: Trainer) -> ProcessGroup:
+def processes_of(trainer: Trainer) -> ProcessGroup:
     """The processes of a run, and whether they have to go through a forward pass together.
 
     Under DDP each holds the whole model, and takes a share of the probes. Under any other strategy with several
@@ -27,7 +39,7 @@ def ranks_of(trainer: Trainer) -> ProcessGroup:
     return ProcessGroup(trainer.global_rank, trainer.world_size, sharded=not whole and trainer.world_size > 1)
 
 
-def obstacle(trainer: Trainer) -> str | None:
+def unsupported_reason(trainer: Trainer) -> str | None:
     """Why there can be no maps under the trainer's strategy; None where there can be."""
     strategy = trainer.strategy
     if isinstance(strategy, FSDPStrategy):
@@ -37,37 +49,172 @@ def obstacle(trainer: Trainer) -> str | None:
     return None
 
 
-def place_to_write(trainer: Trainer) -> tuple[events.Sink | None, Path | None]:
-    """Where panels and texts go, and the folder for the rest; None where this process has nothing to write.
+def stage_of(trainer: Trainer) -> str:
+    """What the trainer was asked for: "fit", "validate" or "test"."""
+    if trainer.state.fn == TrainerFn.TESTING:
+        return "test"
+    return "validate" if trainer.state.fn == TrainerFn.VALIDATING else "fit"
+
+
+def evaluation_loaders(trainer: Trainer) -> list[Any]:
+    """The loaders that are validated or tested with."""
+    loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+    return [] if loaders is None else list(CombinedLoader(loaders).flattened)
+
+
+def deals_samples_out(loader: Any) -> bool:
+    """Whether each process gets other samples of a loader than the others.
+
+    An iterable data set is taken to see to that itself, as its users have to.
+    """
+    dataset, batches = getattr(loader, "dataset", None), getattr(loader, "batch_sampler", None)
+    samplers = (getattr(loader, "sampler", None), getattr(batches, "sampler", None))
+    return isinstance(dataset, IterableDataset) or any(isinstance(one, DistributedSampler) for one in samplers)
+
+
+# A view of the Trainer
+
+
+class TrainerView:
+    """The Trainer as a replica of the model sees it.
+
+    What is read comes from the Trainer. What is written stays here, and loggers take nothing: no trace of the replica
+    is left at the Trainer. Plain dicts and lists are handed out as copies, for the same reason.
+
+    Args:
+        trainer: The Trainer.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        mute = DummyLogger()
+        state = copy.copy(trainer.state)
+        # A probe pass before the first training step is a validation, too: many models ask for that in `forward`.
+        state.stage = RunningStage.TESTING if trainer.testing else RunningStage.VALIDATING
+        vars(self).update(
+            _trainer=trainer,
+            state=state,
+            logger=mute if trainer.loggers else None,
+            loggers=[mute for _ in trainer.loggers],
+            training=False,
+            sanity_checking=False,
+            validating=not trainer.testing,
+            testing=trainer.testing,
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(vars(self)["_trainer"], name)
+        return copy.copy(value) if type(value) in (dict, list, set) else value
+
+
+def replica_options(trainer: Trainer) -> ReplicaOptions:
+    """How a LightningModule is copied: it sees a view of the Trainer, and what it logs reaches nobody."""
+    substitutes: list[tuple[Any, Any]] = [(trainer, TrainerView(trainer))]
+    for logger in trainer.loggers:
+        substitutes.append((logger, DummyLogger()))
+        experiment = getattr(logger, "_experiment", None)  # `logger.experiment` would make one
+        if experiment is not None:
+            substitutes.append((experiment, DummyLogger().experiment))
+    shared = (Trainer, LightningDataModule, Callback, Logger)
+    return ReplicaOptions(substitutes=tuple(substitutes), shared_types=shared, prepare=_mute)
+
+
+def _mute(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, LightningModule):
+            vars(module).update(log=_log_nothing, log_dict=_log_nothing)
+
+
+def _log_nothing(*args: Any, **kwargs: Any) -> None:
+    """In place of `LightningModule.log` and `log_dict`."""
+
+
+# Batch-transfer hooks
+
+
+def batch_hooks(trainer: Trainer, pl_module: LightningModule) -> Callable[[Any], Any] | None:
+    """What the batch-transfer hooks of the user make of a batch, run on a copy; None where there are no such hooks."""
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    owners = {name: _hook_owner(name, pl_module, datamodule) for name in _BATCH_HOOKS}
+    if not any(owners.values()):
+        return None
+    return partial(_apply_batch_hooks, trainer, pl_module, datamodule, owners)
+
+
+def _hook_owner(name: str, pl_module: LightningModule, datamodule: LightningDataModule | None) -> Any:
+    """The object whose hook Lightning runs: the data module's comes first."""
+    if datamodule is not None and is_overridden(name, datamodule, LightningDataModule):
+        return datamodule
+    return pl_module if is_overridden(name, pl_module, LightningModule) else None
+
+
+def _apply_batch_hooks(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    datamodule: LightningDataModule | None,
+    owners: dict[str, Any],
+    batch: Any,
+) -> Any:
+    device = trainer.strategy.root_device
+    with isolated(pl_module, replica_options(trainer)) as replica:
+        copies: dict[int, Any] = {id(pl_module): replica.model, id(datamodule): copy_structure(datamodule)}
+        before, transfer, after = (copies.get(id(owners[name]), replica.model) for name in _BATCH_HOOKS)
+        batch = before.on_before_batch_transfer(batch, 0)
+        batch = transfer.transfer_batch_to_device(batch, device, 0)
+        return after.on_after_batch_transfer(batch, 0)
+
+
+# Where reports go
+
+
+_FOLDERS: WeakKeyDictionary[Trainer, str] = WeakKeyDictionary()  # a run keeps its folder in all its stages
+
+
+def open_sinks(trainer: Trainer) -> list[Sink]:
+    """Where panels and alerts go; none where this process has nothing to write.
 
     Every process has to call it: asking for the log directory is a collective call.
     """
     directory = trainer.log_dir or trainer.default_root_dir
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return None, None
-    logger = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
-    if logger is not None:
-        return events.TensorBoardSink(logger.experiment), Path(logger.log_dir)
-    return events.FolderSink(Path(directory)), Path(directory)
+        return []
+    board = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
+    if board is not None:
+        return [TensorBoardSink(board.experiment), AlertFile(board.log_dir)]
+    if trainer not in _FOLDERS:
+        _FOLDERS[trainer] = _files_folder(trainer.logger, str(directory))
+    return [PanelFiles(_FOLDERS[trainer]), AlertFile(_FOLDERS[trainer])]
 
 
-@contextmanager
-def as_in_validation(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-    """As the batch hooks and the forward of a model find things in a validation: many ask `self.trainer.training`."""
-    stage, modes = trainer.state.stage, {module: module.training for module in pl_module.modules()}
-    trainer.state.stage = RunningStage.VALIDATING
-    for module in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        trainer.state.stage = stage
-        for module, training in modes.items():
-            module.training = training
+def _files_folder(logger: Logger | None, directory: str) -> str:
+    """A folder that belongs to this run alone."""
+    if logger is None:
+        return run_folder(directory)
+    return directory if hasattr(logger, "log_dir") else run_folder(directory, logger.name, logger.version)
 
 
-def transfer(trainer: Trainer, batch: Any, dataloader_idx: int) -> Any:
-    """What the evaluation loop does to a batch before the model gets it."""
-    batch = trainer.precision_plugin.convert_input(batch)
-    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=dataloader_idx)
-    return trainer.strategy.batch_to_device(batch, dataloader_idx=dataloader_idx)
+def log_scalars(trainer: Trainer, pl_module: LightningModule, scalars: dict[str, float]) -> list[Exception]:
+    """Log scalars for other callbacks and for every logger.
+
+    Lightning would log them at its own count of steps, which is one behind in `fit`, and the panels would not stand at
+    the same step.
+
+    Returns:
+        What went wrong; a logger that fails does not keep the others from theirs.
+    """
+    errors: list[Exception] = []
+    # All processes have the same scalars, but for the seconds, of which this makes the mean.
+    several = trainer.world_size > 1
+    jobs: list[Callable[[], Any]] = [partial(pl_module.log_dict, scalars, logger=False, sync_dist=several)]
+    jobs += [partial(_log_to, trainer, logger, scalars) for logger in trainer.loggers]
+    for job in jobs:
+        try:
+            job()
+        except Exception as error:  # the next logger may be in order
+            errors.append(error)
+    return errors
+
+
+def _log_to(trainer: Trainer, logger: Logger, scalars: dict[str, float]) -> None:
+    if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+        ensure_room_in_events(logger.experiment)
+    logger.log_metrics(scalars, step=trainer.global_step)

@@ -27,7 +27,7 @@ def main(args: list[str] | None = None) -> None:
 
     gradcam = GradCAMCallback(
         target_layers="network.stages.3",  # a name from model.named_modules(), or "auto"
-        probes=6,  # the first six images of the validation data
+        probes=6,  # the first six images that validation reads
         target=["predicted", "label"],  # a column each
     )
     trainer = Trainer(

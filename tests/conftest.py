@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import json
+import subprocess
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -181,3 +182,23 @@ def _no_thread_left() -> Iterator[None]:
     """Whatever a test did, and however it ended, no writer lives on."""
     yield
     assert "gradcam-writer" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True, text=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"NOT TESTED on a full disk: this process may not mount one ({mounted.stderr.strip()})")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo with 60 digits to validate on in place of 1,000; of each class there is one at least."""
+    monkeypatch.setattr("gradcam_callback.demo.data.HELD_OUT", 60)

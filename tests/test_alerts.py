@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ from torch import Tensor
 
 from gradcam_callback import Cause, GradCAMCallback, GradientNullError, GradientNullWarning, TensorProbes
 from gradcam_callback.causes import CallbackIssue, meaning, remedy
-from gradcam_callback.reporting.alerts import Alert, AlertTracker, Finding, Status, find_nulls
+from gradcam_callback.reporting.alerts import Alert, AlertTracker, Finding, Status, short_path
+from gradcam_callback.reporting.findings import find_nulls, hidden_channels, probes_missing, weights_modified
+from gradcam_callback.reporting.rendering import tiles
 from gradcam_callback.results import CAMResult, Diagnosis, GradientState, LayerHealth, SourceLocation
 
 MakeRun = Callable[..., Run]
@@ -44,41 +47,41 @@ def result(states: dict[str, tuple[GradientState, ...]], cause: Cause | None = N
     return CAMResult(maps, zeros, zeros.float(), zeros, torch.ones(count, 1), health, (4, 4))
 
 
-# The book
+# The tracker
 
 
-def update(book: AlertTracker, *findings: Finding, epoch: int = 0) -> list[tuple[str, str, tuple[int, ...]]]:
-    new = book.update([LAYER, "other"], findings, step=10 * epoch, epoch=epoch)
+def update(tracker: AlertTracker, *findings: Finding, epoch: int = 0) -> list[tuple[str, str, tuple[int, ...]]]:
+    new = tracker.update([LAYER, "other"], findings, step=10 * epoch, epoch=epoch)
     return [(str(alert.status), alert.finding.subject, alert.probes) for alert in new]
 
 
 def test_raised_once_then_changed_then_cleared() -> None:
-    book = AlertTracker()
+    tracker = AlertTracker()
 
-    assert update(book) == []
-    assert update(book, finding()) == [("raised", LAYER, (0,))]
-    assert update(book, finding(message="other words")) == []
-    assert update(book, finding(probes=(0, 1))) == [("changed", LAYER, (0, 1))]
-    assert update(book, finding(cause=None, probes=(0, 1))) == [("changed", LAYER, (0, 1))]
-    assert update(book, epoch=7) == [("cleared", LAYER, (0, 1))]
-    assert update(book) == []
-    assert [(alert.status.value, alert.step, alert.epoch) for alert in book.alerts][-1] == ("cleared", 70, 7)
-    assert len(book.alerts) == 4
+    assert update(tracker) == []
+    assert update(tracker, finding()) == [("raised", LAYER, (0,))]
+    assert update(tracker, finding(message="other words")) == []
+    assert update(tracker, finding(probes=(0, 1))) == [("changed", LAYER, (0, 1))]
+    assert update(tracker, finding(cause=None, probes=(0, 1))) == [("changed", LAYER, (0, 1))]
+    assert update(tracker, epoch=7) == [("cleared", LAYER, (0, 1))]
+    assert update(tracker) == []
+    assert [(alert.status.value, alert.step, alert.epoch) for alert in tracker.alerts][-1] == ("cleared", 70, 7)
+    assert len(tracker.alerts) == 4
 
 
 def test_what_was_not_looked_at_is_not_cleared() -> None:
-    book = AlertTracker()
-    book.update(["probes"], [finding("probes", CallbackIssue.FEWER_PROBES)], step=0, epoch=0)
+    tracker = AlertTracker()
+    tracker.update(["probes"], [finding("probes", CallbackIssue.PROBES_MISSING)], step=0, epoch=0)
 
-    assert book.update([LAYER], [], step=1, epoch=0) == []
-    assert [alert.status for alert in book.update(["probes"], [], step=2, epoch=0)] == [Status.CLEARED]
+    assert tracker.update([LAYER], [], step=1, epoch=0) == []
+    assert [alert.status for alert in tracker.update(["probes"], [], step=2, epoch=0)] == [Status.CLEARED]
 
 
 def test_subjects_live_their_own_lives() -> None:
-    book = AlertTracker()
+    tracker = AlertTracker()
 
-    assert update(book, finding(), finding("other")) == [("raised", LAYER, (0,)), ("raised", "other", (0,))]
-    assert update(book, finding("other")) == [("cleared", LAYER, (0,))]
+    assert update(tracker, finding(), finding("other")) == [("raised", LAYER, (0,)), ("raised", "other", (0,))]
+    assert update(tracker, finding("other")) == [("cleared", LAYER, (0,))]
 
 
 # Findings
@@ -190,13 +193,13 @@ def test_an_alert_comes_back_from_its_record() -> None:
         assert Alert.from_record(json.loads(json.dumps(alert.as_record()))) == alert
 
 
-def test_a_book_goes_on_from_its_state() -> None:
-    book, again = AlertTracker(), AlertTracker()
-    update(book, finding(), finding("other"))
-    update(book, finding("other"), epoch=1)
-    again.load(json.loads(json.dumps(book.state())))
+def test_a_tracker_goes_on_from_its_state() -> None:
+    tracker, again = AlertTracker(), AlertTracker()
+    update(tracker, finding(), finding("other"))
+    update(tracker, finding("other"), epoch=1)
+    again.load(json.loads(json.dumps(tracker.state())))
 
-    assert again.alerts == book.alerts
+    assert again.alerts == tracker.alerts
     assert update(again, finding("other")) == []
     assert update(again) == [("cleared", "other", (0,))]
 
@@ -207,7 +210,9 @@ def test_an_alert_as_markdown_and_as_text() -> None:
 
     heading = f"### raised: zero_gradient\n\n`{LAYER}` · epoch 3 · step 12"
     assert raised.as_markdown().startswith(f"{heading}\n\nm\n\n**What to do.** r\n\n")
-    assert raised.as_markdown().endswith("#zero_gradient`")
+    assert raised.as_markdown().endswith(
+        "why-is-my-gradient-none.md#zero_gradient), or `gradcam-callback explain-cause zero_gradient`"
+    )
     assert cleared.as_markdown() == (
         f"### cleared: zero_gradient\n\n`{LAYER}` · epoch 4 · step 15\n\nThis is no longer so: m"
     )
@@ -222,6 +227,40 @@ def test_the_line_to_blame_is_shown_among_its_neighbours() -> None:
     assert "->    3  from __future__ import annotations" in text
     assert '      1  """What is wrong is said once' in text
     assert f"`{__file__}:3` in `forward`, in the module `model`" in text
+
+
+def test_a_secret_among_the_neighbours_is_masked(tmp_path: Path) -> None:
+    file = tmp_path / "model.py"
+    file.write_text('token = "hf_abcdefghijklmnopqrstuvwxyz"\nx = maps.detach()\n')
+    here = SourceLocation(str(file), 2, "forward", "x = maps.detach()", "model")
+    text = Alert(Status.RAISED, finding(location=here), step=0, epoch=0).as_markdown()
+
+    assert "->    2  x = maps.detach()" in text
+    assert "hf_" not in text
+    assert "***" in text
+
+
+def test_a_path_is_told_from_the_working_directory_or_by_its_name(monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert short_path(str(tmp_path / "src" / "model.py")) == "src/model.py"
+    assert short_path(str(tmp_path.parent / "other" / "model.py")) == "model.py"
+    assert short_path("<string>") == "<string>"
+
+
+def test_what_is_said_of_the_callbacks_own_troubles() -> None:
+    found = [weights_modified(["model.norm", ""]), probes_missing([9, 12], 8), *hidden_channels(6)]
+    assert [str(one.cause) for one in found] == ["weights_modified", "probes_missing", "channels_hidden"]
+    assert [one.message for one in found] == [
+        "The forward pass of the probes wrote into weights, which the training shares: those of 'model.norm', "
+        "the model itself.",
+        "There are no probes for positions 9, 12: 8 samples went by in the validation.",
+        "The images have 6 channels, as if 2 were stacked, and the panels show channels 0, 1, 2. A map that belongs to "
+        "another image lies over the wrong one.",
+    ]
+    assert not any(one.is_null for one in found)
+    assert [hidden_channels(count, channels) for count, channels in ((1, None), (3, None), (13, None), (6, [3]))] == [
+        []
+    ] * 4
 
 
 @pytest.mark.parametrize(
@@ -358,7 +397,7 @@ def test_raise_ends_the_run_when_a_null_appears(run: MakeRun) -> None:
 
 
 def test_raise_raises_again_in_the_next_run(run: MakeRun) -> None:
-    """As in a notebook: the cell is run once more with the same callback."""
+    """As in a notetracker: the cell is run once more with the same callback."""
     callback = cb(on_null="raise")
     for folder in ("first", "second"):
         with pytest.raises(GradientNullError):
@@ -492,12 +531,10 @@ def test_a_forward_that_cannot_take_images_is_told_what_to_do(run: MakeRun) -> N
 
 @pytest.mark.parametrize("name", ["displayable", "overlays"])
 def test_a_fault_of_ours_does_not_end_the_training(run: MakeRun, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    from gradcam_callback.reporting import rendering as picture
-
     def fail(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("our own fault")
 
-    monkeypatch.setattr(picture, name, fail)
+    monkeypatch.setattr(tiles, name, fail)
     fit = run(cb(on_null="raise")).fit()
 
     assert fit.trainer.global_step == 3 * STEPS
@@ -509,12 +546,11 @@ def test_a_fault_of_ours_does_not_end_the_training(run: MakeRun, monkeypatch: py
 
 def test_a_fault_of_ours_is_no_null_gradient(run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """The maps were computed; only the picture failed."""
-    from gradcam_callback.reporting import rendering as picture
 
     def fail(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("our own fault")
 
-    monkeypatch.setattr(picture, "overlays", fail)
+    monkeypatch.setattr(tiles, "overlays", fail)
     fit = run(cb(), max_epochs=1).fit()
 
     assert fit.events.values("gradcam/null_gradients") == [0]

@@ -16,17 +16,19 @@ LAYERS = [
     {"causes", "source_lines"},
     {"results"},
     {"errors"},
+    {"pages"},
     {"options"},
     {"engine"},
     {"diagnosis", "probes"},
     {"execution", "reporting"},
-    {"trainer_context"},
+    {"settings", "trainer_context"},
+    {"probe_capture", "run_reporter"},
     {"session"},
     {"callback"},
     {"doctor"},
     {"cli"},
 ]
-KNOW_LIGHTNING = {"trainer_context", "session", "callback", "doctor", "cli"}
+KNOW_LIGHTNING = {"trainer_context", "probe_capture", "run_reporter", "session", "callback", "doctor", "cli"}
 MODULES = {path.relative_to(PACKAGE): path for path in PACKAGE.rglob("*.py") if "demo" not in path.parts}
 
 

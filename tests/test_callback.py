@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import pickle
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Run, make_run
+from conftest import Events, Run, make_run
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -34,7 +35,14 @@ from models import (
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gradcam_callback import GradCAMCallback, GradientState, TensorProbes, ValidationProbes, compute_cam
+from gradcam_callback import (
+    GradCAMCallback,
+    GradientNullError,
+    GradientState,
+    TensorProbes,
+    ValidationProbes,
+    compute_cam,
+)
 
 MakeRun = Callable[..., Run]
 
@@ -51,6 +59,10 @@ SCALARS = {
 def counts(look: Run) -> set[int]:
     """How often each of the scalars was written."""
     return {len(look.events.steps(tag)) for tag in SCALARS}
+
+
+def staged(tag: str, stage: str) -> str:
+    return tag.replace("gradcam/", f"gradcam/{stage}/")
 
 
 def cb(probes: Any = 4, target_layers: Any = LAYER, **options: Any) -> GradCAMCallback:
@@ -265,19 +277,19 @@ def test_auto_chooses_anew_for_another_model(run: MakeRun) -> None:
 
 
 def test_validate_alone(run: MakeRun) -> None:
-    look = run(cb()).validate()
+    events = run(cb()).validate().events
 
-    events = look.events
-    assert events.ours() == {PANEL, *SCALARS}
-    for tag in (PANEL, *SCALARS):
+    tags = {staged(tag, "validate") for tag in (PANEL, *SCALARS)}
+    assert events.ours() == tags
+    for tag in tags:
         assert events.steps(tag) == [0], tag
 
 
 def test_test_alone(run: MakeRun) -> None:
-    look = run(cb()).test()
+    events = run(cb()).test().events
 
-    assert look.events.ours() == {PANEL, *SCALARS}
-    assert look.events.steps(PANEL) == [0]
+    assert events.ours() == {staged(tag, "test") for tag in (PANEL, *SCALARS)}
+    assert events.steps(staged(PANEL, "test")) == [0]
 
 
 def test_predict_passes_it_by(run: MakeRun) -> None:
@@ -290,8 +302,11 @@ def test_predict_passes_it_by(run: MakeRun) -> None:
 def test_validate_and_test_after_fit(run: MakeRun) -> None:
     look = run(cb(), max_epochs=1).fit().validate().test()
 
-    assert look.events.steps(PANEL) == [STEPS] * 3
-    assert counts(look) == {3}
+    events = look.events
+    assert events.steps(PANEL) == [STEPS]
+    assert counts(look) == {1}
+    for stage in ("validate", "test"):  # at the same step, so under tags of their own
+        assert {len(events.steps(staged(tag, stage))) for tag in (PANEL, *SCALARS)} == {1}
     assert look.alerts == []
 
 
@@ -301,15 +316,15 @@ def test_the_test_data_are_no_changed_validation_data(run: MakeRun) -> None:
     look.test(loader(Spots(12, start=500)), ckpt_path=str(next(look.folder.rglob("*.ckpt"))), **UNPICKLE)
 
     assert look.alerts == []
-    assert len(look.events.steps(PANEL)) == 2
+    assert look.events.steps(staged(PANEL, "test")) == [STEPS]
 
 
 def test_a_smaller_test_set_is_no_fault(run: MakeRun) -> None:
     look = run(cb(8), max_epochs=1, enable_checkpointing=True).fit()
     look.test(4, ckpt_path=str(next(look.folder.rglob("*.ckpt"))), **UNPICKLE)
 
-    assert [cause for _, _, cause, _ in look.alerts] == ["fewer_probes"]
-    assert len(look.events.steps(PANEL)) == 2
+    assert look.alerts == []
+    assert look.events.steps(staged(PANEL, "test")) == [STEPS]
 
 
 def test_fit_twice_goes_on(run: MakeRun) -> None:
@@ -384,28 +399,29 @@ def test_two_callbacks_keep_their_states_apart(run: MakeRun, tmp_path: Path) -> 
 # Loggers
 
 
-def test_without_a_logger_the_panels_become_files_and_one_warning_says_so(run: MakeRun) -> None:
-    fit = run(cb(), logger=False).fit()
+def test_without_a_logger_the_panels_become_files_of_this_run_alone(
+    run: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "gradcam_callback"):
+        first = run(cb(), logger=False).fit().validate()
+        run(cb(), logger=False, max_epochs=1).fit()
 
-    files = sorted((fit.folder / "gradcam").rglob("*.png"))
-    assert [file.relative_to(fit.folder).as_posix() for file in files] == [
-        f"gradcam/{LAYER}/step={step:08d}.png" for step in (STEPS, 2 * STEPS, 3 * STEPS)
+    folders = [first.folder / "gradcam_logs" / f"version_{number}" / "gradcam" for number in (0, 1)]
+    assert sorted(file.name for file in (folders[0] / LAYER).glob("*.png")) == [
+        f"step={step:08d}.png" for step in (STEPS, 2 * STEPS, 3 * STEPS)
     ]
-    [warning] = fit.our_warnings()
-    assert "TensorBoardLogger" in warning
-    assert str(fit.folder) in warning
-
-
-def test_without_a_logger_validate_and_test_warn_no_second_time(run: MakeRun) -> None:
-    look = run(cb(), logger=False, max_epochs=1).fit().validate().test()
-
-    assert len(look.our_warnings()) == 1
+    assert (folders[0] / "validate" / LAYER / f"step={3 * STEPS:08d}.png").exists()
+    assert [file.name for file in folders[1].rglob("*.png")] == [f"step={STEPS:08d}.png"]
+    assert first.our_warnings() == []
+    said = [record.message for record in caplog.records if "TensorBoardLogger" in record.message]
+    assert [str(folder.parent) in text for folder, text in zip(folders, said[::2], strict=False)] == [True, True]
 
 
 def test_without_a_logger_the_alerts_are_a_file_too(run: MakeRun) -> None:
     fit = run(cb(), detached(), logger=False, max_epochs=1).fit()
 
-    assert [line["status"] for line in fit.alerts_file] == ["raised"]
+    [file] = fit.folder.rglob("alerts.jsonl")
+    assert [json.loads(line)["status"] for line in file.read_text().splitlines()] == ["raised"]
 
 
 def test_tensorboard_as_the_second_logger(run: MakeRun, tmp_path: Path) -> None:
@@ -425,7 +441,7 @@ def test_with_a_csv_logger_alone_panels_and_alerts_lie_in_its_folder(run: MakeRu
     assert (Path(logger.log_dir) / "gradcam" / LAYER / f"step={STEPS:08d}.png").exists()
     header = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()[0].split(",")
     assert set(header) >= SCALARS
-    assert len(fit.our_warnings()) == 1
+    assert fit.our_warnings() == []
 
 
 def test_a_logger_that_fails_leaves_the_others_alone(run: MakeRun, tmp_path: Path) -> None:
@@ -558,11 +574,11 @@ def test_class_names_reach_the_panel(run: MakeRun, monkeypatch: pytest.MonkeyPat
 
 def watch_panels(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The panels that are composed from here on."""
-    from gradcam_callback.reporting import rendering as picture
+    from gradcam_callback.reporting.rendering import composition
 
     drawn: list[Any] = []
-    compose = picture.compose
-    monkeypatch.setattr(picture, "compose", lambda panel: (drawn.append(panel), compose(panel))[1])
+    compose = composition.compose
+    monkeypatch.setattr(composition, "compose", lambda panel: (drawn.append(panel), compose(panel))[1])
     return drawn
 
 
@@ -733,7 +749,7 @@ def test_resume_with_other_pixels_raises_an_alert(run: MakeRun) -> None:
     assert second.alerts == [("raised", "probes", "probes_changed", 1)]
     assert [line["cause"] for line in second.alerts_file] == ["probes_changed"]
     [(step, text)] = second.events.texts["gradcam/alerts"]
-    assert step == STEPS
+    assert step == 2 * STEPS
     assert "other pixels" in text
     assert second.events.steps(PANEL) == [2 * STEPS]
 
@@ -747,23 +763,122 @@ def test_resume_with_other_probes_configured_takes_these(run: MakeRun) -> None:
     assert second.alerts == []
 
 
-def test_an_alert_says_that_there_are_fewer_probes(run: MakeRun) -> None:
-    fit = run(cb(20), max_epochs=1).fit(val=12)
+def test_a_notice_says_once_that_there_are_fewer_probes(run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "gradcam_callback"):
+        fit = run(cb(20), max_epochs=2).fit(val=12)
 
-    assert fit.alerts == [("raised", "probes", "fewer_probes", 0)]
-    [text] = fit.our_warnings()
-    assert "20" in text
+    assert fit.alerts == []
+    assert fit.our_warnings() == []
+    [text] = [record.message for record in caplog.records if "20 probes" in record.message]
     assert "12" in text
+    assert fit.callback.probes is not None
+    assert len(fit.callback.probes) == 12
+
+
+def test_positions_that_never_pass_are_an_alert(run: MakeRun) -> None:
+    fit = run(cb([1, 99, 3]), max_epochs=2).fit(val=12)
+
+    assert fit.alerts == [("raised", "probes", "probes_missing", 0)]
+    assert "99" in fit.callback.alerts[0].message
+    assert fit.callback.probes is not None
+    assert fit.callback.probes.indices == (1, 3)
+    assert fit.events.steps(PANEL) == [STEPS, 2 * STEPS]
 
 
 def test_everything_said_at_one_step_is_in_one_text(run: MakeRun) -> None:
     """Of two records with one tag and one step, TensorBoard shows the last."""
-    fit = run(cb(20), detached(), max_epochs=1).fit(val=12)
+    fit = run(cb([1, 99]), detached()).validate()
 
     assert len(fit.alerts) == 2
-    [(_, text)] = fit.events.texts["gradcam/alerts"]
-    assert "fewer_probes" in text
+    [(_, text)] = fit.events.texts["gradcam/validate/alerts"]
+    assert "probes_missing" in text
     assert LAYER in text
+
+
+# Before the first training step
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"num_sanity_val_steps": 2}, {}, {"check_val_every_n_epoch": 3}, {"val_check_interval": 1}],
+    ids=["sanity check", "none", "late validation", "validation in the epoch"],
+)
+def test_on_null_raise_ends_a_run_before_its_first_step(run: MakeRun, settings: dict[str, Any]) -> None:
+    fit = run(cb(on_null="raise"), detached(), **settings)
+    with pytest.raises(GradientNullError, match="detach"):
+        fit.fit()
+
+    assert fit.trainer.global_step == 0
+    assert all(parameter.grad is None for parameter in fit.module.parameters())
+
+
+@pytest.mark.parametrize("sanity", [0, 2])
+def test_what_the_dry_run_finds_is_not_said_again_by_a_validation_with_other_images(run: MakeRun, sanity: int) -> None:
+    fit = run(cb(12), detached(), num_sanity_val_steps=sanity, max_epochs=2).fit()
+
+    assert fit.alerts == [("raised", LAYER, "detached", 0)]
+    assert fit.callback.alerts[0].step == 0
+    assert len(fit.our_warnings()) == 1
+
+
+def test_without_validation_there_is_no_dry_run(run: MakeRun) -> None:
+    fit = run(cb(on_null="raise"), detached(), limit_val_batches=0, max_epochs=1).fit()
+
+    assert fit.trainer.global_step == STEPS
+
+
+def test_training_batches_of_another_form_are_passed_over(run: MakeRun) -> None:
+    """The validation has dictionaries; of the training's tuples nothing can be said."""
+    probes = ValidationProbes(n=4, image_key="x", label_key="y")
+    fit = run(cb(probes, target="label"), max_epochs=1).fit(val=loader(Named("x", "y")))
+
+    assert fit.alerts == []
+    assert fit.events.steps(PANEL) == [STEPS]
+
+
+def test_every_n_epochs_keeps_its_rhythm_over_a_resume(run: MakeRun) -> None:
+    _, path = checkpointed(run, cb(every_n_epochs=2))
+    second = run(cb(every_n_epochs=2), max_epochs=5, folder="second").fit(ckpt_path=path, **UNPICKLE)
+
+    assert second.events.steps(PANEL) == [3 * STEPS, 5 * STEPS]
+
+
+def test_two_callbacks_that_differ_in_looks_alone(run: MakeRun) -> None:
+    other = cb(colormap="gray", scale="shared")
+    fit = run(cb(), max_epochs=1, callbacks=[other]).fit()
+
+    assert set(fit.events.images) == {PANEL, f"{PANEL}_2"}
+
+
+def test_other_looks_after_a_resume_keep_probes_and_alerts(run: MakeRun) -> None:
+    first = run(cb(seeded := ValidationProbes(n=2, seed=5)), detached(), max_epochs=1, folder="first").fit()
+    first.trainer.save_checkpoint(first.folder / "last.ckpt")
+    second = run(cb(seeded, colormap="gray"), detached(), max_epochs=2, folder="second")
+    second.fit(ckpt_path=first.folder / "last.ckpt", **UNPICKLE)
+
+    assert first.callback.probes is not None
+    assert second.callback.probes is not None
+    assert second.callback.probes.indices == first.callback.probes.indices
+    assert [alert.epoch for alert in second.callback.alerts] == [0]
+
+
+def test_a_trainer_within_a_training_keeps_to_itself(run: MakeRun, tmp_path: Path) -> None:
+    """A hook of the user's validates with a second Trainer and the same callback."""
+
+    class Inner(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            inner = make_run(tmp_path / f"inner{trainer.current_epoch}", fit.callback, pl_module)
+            inner.validate()
+            pl_module.trainer = trainer
+
+    fit = run(cb(), callbacks=[Inner()], folder="outer")
+    fit.fit()
+
+    assert fit.events.steps(PANEL) == [STEPS, 2 * STEPS, 3 * STEPS]
+    assert counts(fit) == {3}
+    assert fit.alerts == []
+    for epoch in range(3):
+        assert Events.read(tmp_path / f"inner{epoch}").steps(staged(PANEL, "validate")) == [0]
 
 
 # Bad input, at the earliest moment
@@ -853,15 +968,11 @@ def test_a_layer_without_space_is_an_alert(run: MakeRun) -> None:
     assert "Choose a layer" in text
 
 
-def test_a_probe_index_out_of_range_is_refused(run: MakeRun) -> None:
-    message = refused(run(cb([3, 12])))
+def test_an_empty_data_set_is_no_error(run: MakeRun) -> None:
+    fit = run(cb(), max_epochs=1).fit(val=loader(Spots(0)))
 
-    assert "[12]" in message
-    assert "12 samples" in message
-
-
-def test_an_empty_data_set_is_refused(run: MakeRun) -> None:
-    assert "empty" in refused(run(cb()), val=loader(Spots(0)))
+    assert fit.trainer.global_step == STEPS
+    assert fit.alerts == []
 
 
 def test_a_loader_index_out_of_range_is_refused(run: MakeRun) -> None:
@@ -879,20 +990,20 @@ def test_a_class_that_does_not_exist_is_refused(run: MakeRun) -> None:
 
 
 def test_missing_labels_are_refused_where_they_are_the_target(run: MakeRun) -> None:
-    message = refused(run(cb(target="label")), val=loader(Bare(12)))
+    message = refused(run(cb(target="label"), num_sanity_val_steps=1), val=loader(Bare(12)))
 
     assert "label" in message
     assert "label_key" in message
     assert "predicted" in message
 
 
-def test_missing_labels_are_refused_in_validate_before_the_data_are_gone_through(run: MakeRun) -> None:
-    class Untouched(Classifier):
-        def validation_step(self, *args: Any) -> None:
-            raise AssertionError("too late")
+def test_what_only_the_validation_can_tell_is_an_alert(run: MakeRun) -> None:
+    """The training batches have labels, and there is no sanity check."""
+    fit = run(cb(target="label"), max_epochs=2).fit(val=loader(Bare(12)))
 
-    with pytest.raises(ValueError, match="label_key"):
-        run(cb(target="label"), Untouched()).validate(loader(Bare(12)))
+    assert fit.alerts == [("raised", "probes", "callback_failed", 0)]
+    assert "label_key" in fit.callback.alerts[0].message
+    assert fit.trainer.global_step == 2 * STEPS
 
 
 def test_auto_refuses_a_model_without_convolution(run: MakeRun) -> None:
@@ -910,7 +1021,7 @@ def test_logits_that_are_not_where_output_says_are_refused(run: MakeRun) -> None
 
 
 def test_a_wrong_image_key_is_refused(run: MakeRun) -> None:
-    message = refused(run(cb(ValidationProbes(n=2, image_key="x"))), val=loader(Named()))
+    message = refused(run(cb(ValidationProbes(n=2, image_key="x")), num_sanity_val_steps=1), val=loader(Named()))
 
     assert "'x'" in message
     assert "'image'" in message
@@ -925,16 +1036,11 @@ def test_a_mean_of_the_wrong_length_is_refused(run: MakeRun) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"target": 7}, ["0 to 2"]), ({"probes": [99]}, ["99", "12 samples"])], ids=repr
+    ("options", "words"), [({"target": 7}, ["0 to 2"]), ({"target": "label"}, ["label_key"])], ids=repr
 )
 def test_what_validate_cannot_do_is_said_too(run: MakeRun, options: dict[str, Any], words: list[str]) -> None:
-    """An error or an alert: there is no training to save from it."""
-    look = run(cb(**options))
-    try:
-        look.validate()
-        message = "\n".join(look.our_warnings())
-    except ValueError as error:
-        message = str(error)
+    look = run(cb(**options)).validate(loader(Bare(12)))
+    message = "\n".join(look.our_warnings())
 
     for word in words:
         assert word in message

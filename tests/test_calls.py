@@ -11,16 +11,17 @@ import torch.nn.functional as F
 from conftest import Run
 from models import STEPS, Classifier
 from reference import METHODS, reference_cam, relative_error
-from test_panels import LOOK, probe_set
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gradcam_callback import Cause, GradCAMCallback, GradientState, compute_cam, diagnose
+from gradcam_callback import Cause, Diagnosis, GradCAMCallback, GradientState, compute_cam, diagnose
 from gradcam_callback.diagnosis.tracer import bridging
-from gradcam_callback.engine import explain
+from gradcam_callback.engine.auto import choose_layer
+from gradcam_callback.engine.device_results import judge
+from gradcam_callback.engine.explain import explain
 from gradcam_callback.engine.layers import check_names, find_layers
+from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.errors import BadInputError
-from gradcam_callback.reporting import panels
 from gradcam_callback.results import CAMResult, name_call, split_call
 
 MakeRun = Callable[..., Run]
@@ -123,6 +124,12 @@ def detached(x: Tensor) -> Tensor:
 
 def through_numpy(x: Tensor) -> Tensor:
     return torch.from_numpy(x.numpy() * 1)
+
+
+def explained(model: nn.Module, images: Tensor, name: str, reason: Diagnosis) -> CAMResult:
+    """The map of class 1 across the cuts that a diagnosis found."""
+    results = explain(model, images, CAMRequest.of(name, [1]), observer=bridging(reason.bridges))
+    return judge(results, results.verdicts)[0]
 
 
 def check(result: CAMResult, name: str, twin: nn.Module, images: Tensor, call: int, **options: Any) -> None:
@@ -305,14 +312,14 @@ def test_auto_is_not_confused_by_a_module_with_such_a_name(images: Tensor) -> No
     model.add_module("fc", nn.Linear(4 * 12 * 12, 3))
     [name] = compute_cam(model, images).cams
     assert name == "c#1#-1"
-    assert explain.choose_layer(model, images) == name
+    assert choose_layer(model, images) == name
     assert list(compute_cam(model, images, name).cams) == [name]
 
 
 def test_auto_runs_a_model_that_leaves_an_inference_mode_block_of_its_own(images: Tensor) -> None:
     """What comes out of a real one could not be changed in place behind it."""
     model = Shared((in_inference_mode,) * 3)
-    assert explain.choose_layer(model, images) == "head"
+    assert choose_layer(model, images) == "head"
     model.spare = nn.Conv2d(1, 1, 1)
     assert diagnose(model, images, "spare").cause is Cause.LAYER_NOT_CALLED
 
@@ -413,7 +420,7 @@ def test_a_diagnosis_follows_the_call_that_was_chosen(images: Tensor) -> None:
 def test_a_cut_behind_the_chosen_call_is_crossed(images: Tensor, name: str, second: Any) -> None:
     model = Mixed(detached, second)
     reason = diagnose(model, images, name)
-    [result] = explain.explain(model, images, name, wanted=[1], bridge=bridging(reason.bridges))
+    result = explained(model, images, name, reason)
     check(result, name, Mixed(same, second), images, 0)
 
 
@@ -452,7 +459,7 @@ def test_a_block_behind_the_chosen_call_is_named_and_crossed(images: Tensor) -> 
     model = again(Chain(same, same), torch.no_grad)
     reason = diagnose(model, images, "head#0")
     assert reason.cause is Cause.NO_GRAD
-    [result] = explain.explain(model, images, "head#0", wanted=[1], bridge=bridging(reason.bridges))
+    result = explained(model, images, "head#0", reason)
     check(result, "head#0", again(Chain(same, same), torch.enable_grad), images, 0)
 
 
@@ -486,20 +493,6 @@ def test_a_call_that_did_not_happen_is_an_alert(run: MakeRun) -> None:
     assert [alert[:3] for alert in fit.alerts] == [("raised", "model.head#5", "layer_not_called")]
     assert "ran 'model.head' 3 times" in fit.callback.alerts[0].finding.message
     assert fit.events.steps("gradcam/model.head#0") == [STEPS, 2 * STEPS]
-
-
-def test_the_panel_says_which_call_of_how_many(images: Tensor) -> None:
-    names = ["head", "head#0", "head#-2", "head#4", "stem", "stem#0"]
-    result = compute_cam(Shared(), images[:2], names)
-    drawn = panels.draw(panels.PanelRenderer(probe_set(), LOOK), [result], ["predicted"], "gradcam")
-    assert {name: panel.title.splitlines()[0] for name, panel in drawn.items()} == {
-        "head": "head#2 of calls #0 to #2",
-        "head#0": "head#0 of calls #0 to #2",
-        "head#-2": "head#1 of calls #0 to #2",
-        "head#4": "head#4 of calls #0 to #2",
-        "stem": "stem",
-        "stem#0": "stem#0",
-    }
 
 
 def test_names_of_calls() -> None:

@@ -1,31 +1,35 @@
+"""The command line, run in this process: what it answers, and with which exit status."""
+
 from __future__ import annotations
 
 import inspect
-import subprocess
-import sys
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from gradcam_callback import GradCAMCallback
+from gradcam_callback import Cause, GradCAMCallback, pages
+from gradcam_callback.causes import CallbackIssue
 from gradcam_callback.cli import clarify, describe_callback, main
 
-ROOT = Path(__file__).parents[1]
-DEMO = ROOT / "configs" / "demo.yaml"
+pytestmark = pytest.mark.usefixtures("few_digits")
+
+DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
+OPTIONS = list(inspect.signature(GradCAMCallback).parameters)
 
 
-BRIEFLY = [
-    "--trainer.max_epochs=1",
-    "--trainer.limit_train_batches=2",
-    "--trainer.limit_val_batches=1",
-    "--trainer.limit_test_batches=1",
-    "--trainer.enable_progress_bar=false",
-]
-
-
-def in_folder(folder: Path) -> list[str]:
-    return ["--trainer.logger.init_args.save_dir", str(folder), "--trainer.accelerator", "cpu"]
+def briefly(folder: Path) -> list[str]:
+    """The demo for two steps, into a folder of the test."""
+    settings = ["max_epochs=1", "limit_train_batches=2", "accelerator=cpu", "enable_progress_bar=false"]
+    return [
+        "--config",
+        str(DEMO),
+        f"--trainer.logger.init_args.save_dir={folder}",
+        *(f"--trainer.{s}" for s in settings),
+    ]
 
 
 @pytest.fixture
@@ -42,7 +46,7 @@ def say(capsys):
     return run
 
 
-def changed_demo(folder: Path, change) -> str:
+def changed_demo(folder: Path, change: Callable[[dict[str, Any]], Any]) -> str:
     config = yaml.safe_load(DEMO.read_text())
     change(config)
     path = folder / "changed.yaml"
@@ -50,16 +54,42 @@ def changed_demo(folder: Path, change) -> str:
     return str(path)
 
 
-def callback_options(config) -> dict:
-    return config["trainer"]["callbacks"][0]["init_args"]
+def with_option(folder: Path, **options: Any) -> str:
+    return changed_demo(folder, lambda config: config["trainer"]["callbacks"][0]["init_args"].update(options))
+
+
+# Help
 
 
 def test_no_arguments_print_the_help(say):
     code, out, err = say()
     assert code == 0
     assert err == ""
-    assert "gradcam-callback fit --config configs/demo.yaml" in out
+    for command in ("fit", "doctor", "explain-cause"):
+        assert f"gradcam-callback {command} " in out
     assert say("--help") == (0, out, "")
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "doctor"])
+def test_help_documents_every_option_of_the_callback(say, subcommand):
+    code, out, _ = say(subcommand, "--help")
+    assert code == 0
+    assert describe_callback() in out
+    # An installation holds no configuration and no page at such a path.
+    assert not re.search(r"(?<![\w/])(configs|docs|scripts)/", out)
+
+
+def test_no_option_of_the_callback_lacks_documentation():
+    lines = describe_callback().splitlines()
+    for name in OPTIONS:
+        [position] = [number for number, line in enumerate(lines) if line.startswith(f"  {name}: ")]
+        assert lines[position + 1].startswith(" " * 6), name
+
+
+def test_jsonargparse_documents_the_callback_too(say):
+    code, out, _ = say("fit", "--trainer.callbacks.help", "gradcam_callback.GradCAMCallback")
+    assert code == 0
+    assert [name for name in OPTIONS if f"--trainer.callbacks.{name}" not in out] == []
 
 
 def test_there_is_no_predict(say):
@@ -68,36 +98,27 @@ def test_there_is_no_predict(say):
     assert all(name in err for name in ("fit", "validate", "test"))
 
 
-@pytest.mark.parametrize("subcommand", ["fit", "validate", "test"])
-def test_help_documents_every_option_of_the_callback(say, subcommand):
-    code, out, _ = say(subcommand, "--help")
-    assert code == 0
-    assert describe_callback() in out
-    for name in inspect.signature(GradCAMCallback).parameters:
-        assert f"\n  {name}: " in out
+# What is refused
 
 
-def test_no_option_of_the_callback_lacks_documentation():
-    lines = describe_callback().splitlines()
-    for name in inspect.signature(GradCAMCallback).parameters:
-        [position] = [number for number, line in enumerate(lines) if line.startswith(f"  {name}: ")]
-        assert lines[position + 1].startswith(" " * 6), name
-
-
-def test_jsonargparse_documents_the_callback_too(say):
-    code, out, _ = say("fit", "--trainer.callbacks.help", "gradcam_callback.GradCAMCallback")
-    assert code == 0
-    for name in inspect.signature(GradCAMCallback).parameters:
-        assert f"--trainer.callbacks.{name}" in out
-
-
-def test_an_unknown_option_of_the_callback_is_answered_with_those_that_exist(say, tmp_path):
-    config = changed_demo(tmp_path, lambda config: callback_options(config).update(target_layer="network.stages.3"))
-    code, _, err = say("fit", "--config", config)
+@pytest.mark.parametrize(
+    ("option", "value", "possible"),
+    [
+        ("every_n_epochs", "often", "int"),
+        ("on_null", "shout", "ignore"),
+        ("opacity", 2.0, "0 to 1"),
+        ("method", "gradcam2", "hirescam"),
+        ("colormap", "tubro", "turbo"),
+        ("target", "labels", "predicted"),
+        ("target_layer", "network.stages.3", "Did you mean 'target_layers'?"),
+        ("target_layer", "network.stages.3", ", ".join(OPTIONS)),
+    ],
+)
+def test_a_wrong_option_is_refused_with_what_is_possible(say, tmp_path, option, value, possible):
+    code, _, err = say("fit", "--config", with_option(tmp_path, **{option: value}))
     assert code == 2
-    assert "'target_layer'" in err
-    assert "Did you mean 'target_layers'?" in err
-    assert all(name in err for name in inspect.signature(GradCAMCallback).parameters)
+    assert str(value if option in OPTIONS else option) in err
+    assert possible in err
     assert "Traceback" not in err
     assert len(err.splitlines()) < 10
 
@@ -113,37 +134,27 @@ def test_an_unknown_option_deep_in_the_model_is_answered_too(say, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "possible"),
+    ("args", "said"),
     [
-        ("every_n_epochs", "often", "int"),
-        ("on_null", "shout", "ignore"),
-        ("opacity", 2.0, "0 to 1"),
-        ("method", "gradcam2", "hirescam"),
-        ("colormap", "tubro", "turbo"),
-        ("target", "labels", "predicted"),
+        (("--config", str(DEMO), "--trainer.max_epochs", "many"), "trainer.max_epochs"),
+        (("--config", str(DEMO), "--trainer.epochs", "3"), "--trainer.epochs"),
+        (("--config", "missing.yaml"), "missing.yaml"),
     ],
 )
-def test_a_wrong_value_is_refused_with_what_is_possible(say, tmp_path, option, value, possible):
-    config = changed_demo(tmp_path, lambda config: callback_options(config).update({option: value}))
-    code, _, err = say("fit", "--config", config)
+def test_what_the_parser_refuses_is_said_without_a_traceback(say, args, said):
+    code, _, err = say("fit", *args)
     assert code == 2
-    assert str(value) in err
-    assert possible in err
+    assert said in err
     assert "Traceback" not in err
 
 
-def test_unknown_keys_and_types_of_the_trainer_are_refused(say):
-    code, _, err = say("fit", "--config", str(DEMO), "--trainer.max_epochs", "many")
-    assert code == 2
-    assert "trainer.max_epochs" in err
-    code, _, err = say("fit", "--config", str(DEMO), "--trainer.epochs", "3")
-    assert code == 2
-    assert "--trainer.epochs" in err
+def test_clarify_leaves_other_messages_alone():
+    assert clarify("No such file: x.yaml") == "No such file: x.yaml"
 
 
 def test_an_unknown_layer_is_refused_before_training_with_the_closest_names(say, tmp_path):
-    config = changed_demo(tmp_path, lambda config: callback_options(config).update(target_layers="network.stage.3"))
-    code, _, err = say("fit", "--config", config, *in_folder(tmp_path), "--trainer.enable_progress_bar", "false")
+    config = with_option(tmp_path, target_layers="network.stage.3")
+    code, _, err = say("fit", *briefly(tmp_path), "--config", config)
     assert code == 2
     assert "network.stages.3" in err
     assert "Traceback" not in err
@@ -155,36 +166,51 @@ def test_errors_of_others_keep_their_traceback(tmp_path, monkeypatch):
 
     monkeypatch.setattr("gradcam_callback.demo.data.ClutteredMNISTData.setup", misbehave)
     with pytest.raises(ValueError, match="in the user's code"):
-        main(["fit", "--config", str(DEMO), *in_folder(tmp_path)])
+        main(["fit", *briefly(tmp_path)])
 
 
-def test_a_second_run_may_use_the_same_folder(tmp_path):
-    args = ["fit", "--config", str(DEMO), *in_folder(tmp_path), *BRIEFLY, "--trainer.logger.init_args.version", "same"]
-    main(args)
-    main(args)
-    assert (tmp_path / "demo" / "same" / "config.yaml").is_file()
+# What runs
 
 
-def test_validate_and_test_run(tmp_path, capsys):
-    main(["fit", "--config", str(DEMO), *in_folder(tmp_path), *BRIEFLY])
+def test_fit_twice_into_one_folder_then_validate_and_test(tmp_path, capsys):
+    version = "--trainer.logger.init_args.version=same"
+    main(["fit", *briefly(tmp_path), version])
     [checkpoint] = tmp_path.rglob("*.ckpt")
+    main(["fit", *briefly(tmp_path), version])
+    assert (tmp_path / "demo" / "same" / "config.yaml").is_file()
     for subcommand, metric in (("validate", "val/accuracy"), ("test", "test/accuracy")):
-        main([subcommand, "--config", str(DEMO), *in_folder(tmp_path), *BRIEFLY, "--ckpt_path", str(checkpoint)])
+        main([subcommand, *briefly(tmp_path), "--ckpt_path", str(checkpoint)])
         assert metric in capsys.readouterr().out
 
 
-def test_clarify_leaves_other_messages_alone():
-    assert clarify("No such file: x.yaml") == "No such file: x.yaml"
+# explain-cause
 
 
-def test_a_config_that_is_not_there_ends_the_process_without_a_traceback():
-    process = subprocess.run(
-        [sys.executable, "-c", "from gradcam_callback.cli import main; main()", "fit", "--config", "missing.yaml"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
-    assert process.returncode == 2
-    assert "missing.yaml" in process.stderr
-    assert "Traceback" not in process.stderr
+def test_explain_cause_lists_every_slug_that_an_alert_may_have(capsys):
+    main(["explain-cause"])
+    listed = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    # `fewer_probes` is no alert any more.
+    assert {str(slug) for slug in (*Cause, *CallbackIssue)} - {"fewer_probes"} <= set(listed)
+    assert "detach() or .data" in listed["detached"]
+
+
+def test_explain_cause_prints_the_section_of_the_page(capsys):
+    main(["explain-cause", "detached"])
+    out = capsys.readouterr().out
+    assert out.startswith("## detached\n\n**What you see.**")
+    assert out.endswith(f"\n\n{pages.url('detached')}\n")
+
+
+def test_explain_cause_sets_the_page_in_a_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    main(["explain-cause", "probes_missing"])
+    out = capsys.readouterr().out
+    assert "probes_missing" in out
+    assert "**" not in out
+
+
+def test_an_unknown_cause_is_answered_with_those_that_are_explained(say):
+    code, _, err = say("explain-cause", "detach")
+    assert code == 2
+    assert "Did you mean 'detached'?" in err
+    assert "non_finite" in err

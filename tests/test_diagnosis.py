@@ -15,11 +15,13 @@ import torchvision
 from broken_models import Shelved, build, shelf
 from torch import Tensor, nn
 
-from gradcam_callback import compute_cam
+from gradcam_callback import CAMResult, compute_cam
 from gradcam_callback.causes import Cause
 from gradcam_callback.diagnosis.diagnoser import diagnose
 from gradcam_callback.diagnosis.tracer import bridging
+from gradcam_callback.engine.device_results import judge
 from gradcam_callback.engine.explain import explain
+from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.errors import BadInputError
 from gradcam_callback.results import Diagnosis
 
@@ -88,19 +90,18 @@ def test_shelf_is_complete() -> None:
 # Crossing
 
 
+def across(model: nn.Module, images: Tensor, layer: str, bridges: frozenset[int]) -> CAMResult:
+    results = explain(model, images, CAMRequest.of(layer), observer=bridging(bridges))
+    return judge(results, results.verdicts)[0]
+
+
 @pytest.mark.parametrize("mode", ["plain", "inference_mode"])
 @pytest.mark.parametrize("kind", [kind for kind in shelf() if kind.bridgeable], ids=lambda kind: kind.__name__)
 def test_bridged_map_is_that_of_the_whole_network(kind: type[Shelved], mode: str) -> None:
     images, model = kind.images(), build(kind)
     with MODES[mode]():
         found = diagnose(model, images, kind.layer)
-        [crossed] = explain(
-            model,
-            images,
-            [kind.layer],
-            wanted=["predicted"],
-            bridge=bridging(found.bridges),
-        )
+        crossed = across(model, images, kind.layer, found.bridges)
     whole = compute_cam(build(kind, mended=True), images, kind.layer)
     for layer, expected in whole.cams.items():
         assert float(expected.max()) > 0
@@ -112,13 +113,7 @@ def test_bridged_map_is_that_of_the_whole_network(kind: type[Shelved], mode: str
 def test_bridge_computes_the_same_scores(kind: type[Shelved]) -> None:
     """Crossing changes what is told of the network, never what it computes."""
     images, bridges = kind.images(), diagnosed(kind).bridges
-    [crossed] = explain(
-        build(kind),
-        images,
-        [kind.layer],
-        wanted=["predicted"],
-        bridge=bridging(bridges),
-    )
+    crossed = across(build(kind), images, kind.layer, bridges)
     with torch.no_grad():
         logits = build(kind)(images)
     torch.testing.assert_close(crossed.scores, logits.amax(1).float())

@@ -19,10 +19,10 @@ from lightning.pytorch import Callback
 from torch import nn
 
 from gradcam_callback import Cause, GradCAMCallback
-from gradcam_callback.reporting.alerts import DOCS
+from gradcam_callback.pages import PAGE as DOCS
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / DOCS
+PAGE = ROOT / "docs" / DOCS.rpartition("/")[2]
 SHOWN = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKED = [*SHOWN, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 LANGUAGES = {"python", "yaml", "bash", "text", "json", "toml"}

@@ -627,30 +627,38 @@ def test_training_goes_on_as_if_nothing_had_happened(images: Tensor) -> None:
         assert torch.equal(value, watched[name]), name
 
 
+ACTIVATIONS: list[weakref.ref[Tensor]] = []
+
+
+def remember_activation(_module: nn.Module, _args: Any, output: Tensor) -> None:
+    """A hook that writes to a global, which a replica shares."""
+    ACTIVATIONS.append(weakref.ref(output))
+
+
 def test_no_activation_is_kept_alive(images: Tensor) -> None:
+    ACTIVATIONS.clear()
     model = net()
-    kept: list[weakref.ref[Tensor]] = []
-    model.stage.register_forward_hook(lambda module, args, output: kept.append(weakref.ref(output)))
+    model.stage.register_forward_hook(remember_activation)
     gc.disable()  # no cycle may be needed to let go
     try:
         result = compute_cam(model, images, ["stem", "stage"])
-        assert kept
-        assert all(reference() is None for reference in kept)
+        assert ACTIVATIONS
+        assert all(reference() is None for reference in ACTIVATIONS)
     finally:
         gc.enable()
     assert result.cams["stage"].grad_fn is None
 
 
 def test_no_activation_is_kept_alive_when_the_model_raises(images: Tensor) -> None:
+    ACTIVATIONS.clear()
     model = half_way()
     model.fail = True
-    kept: list[weakref.ref[Tensor]] = []
-    model.stage.register_forward_hook(lambda module, args, output: kept.append(weakref.ref(output)))
+    model.stage.register_forward_hook(remember_activation)
     with contextlib.suppress(RuntimeError):
         compute_cam(model, images, "stage")
     gc.collect()
-    assert kept
-    assert all(reference() is None for reference in kept)
+    assert ACTIVATIONS
+    assert all(reference() is None for reference in ACTIVATIONS)
 
 
 def test_a_layer_shared_under_two_names_is_found_under_both(images: Tensor) -> None:

@@ -7,6 +7,7 @@ import weakref
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gradcam_callback import compute_cam
-from gradcam_callback.diagnosis.tracer import inference_as_no_grad
-from gradcam_callback.engine.gradients import LayerGradient, Recording, differentiate, recorded
-from gradcam_callback.engine.isolation import isolated
-from gradcam_callback.engine.layers import find_activation
+from gradcam_callback.engine.capture import Recording, recorded
+from gradcam_callback.engine.gradients import LayerGradient, differentiate
+from gradcam_callback.engine.in_place import guarded
+from gradcam_callback.engine.layouts import CHANNELS_FIRST
+from gradcam_callback.engine.process_state import checkpoints_bypassed, inference_as_no_grad
 
 
 class Apply(nn.Module):
@@ -40,8 +42,9 @@ def double() -> Apply:
 
 @contextmanager
 def recording(**layers: nn.Module) -> Iterator[dict[str, Recording]]:
-    """`recorded`, inside the wall."""
-    with isolated(nn.ModuleDict(layers)), recorded(layers, find_activation) as recordings:
+    """`recorded`, with gradients on, at layers in eval mode that require none."""
+    inside = (torch.enable_grad(), checkpoints_bypassed(), guarded([*layers.values()]))
+    with inside[0], inside[1], inside[2], recorded(layers, CHANNELS_FIRST.find_activation) as recordings:
         yield recordings
 
 
@@ -70,7 +73,7 @@ def test_each_sample_has_the_gradient_of_its_own_score(maps: Tensor) -> None:
     found = gradient_of(lambda layer: total(weights * layer(maps) ** 2))
     assert torch.equal(found.activation, 2 * maps)
     assert torch.equal(found.gradient, 2 * weights * 2 * maps)
-    assert found.refused is None
+    assert found.unusable_output is None
     assert not found.activation.requires_grad
     assert not found.gradient.requires_grad
 
@@ -93,7 +96,7 @@ def test_the_activation_is_the_layers_and_not_that_after_an_operation_in_place(
 ) -> None:
     after, expected = IN_PLACE[name]
     layer = nn.Conv2d(1, 1, 1) if trainable else double()
-    with recorded({"layer": layer}, find_activation) as recordings:
+    with recorded({"layer": layer}, CHANNELS_FIRST.find_activation) as recordings:
         found = differentiate(total(after(layer(maps))), recordings)["layer"]
     activation = layer(maps).detach()
     assert torch.equal(found.activation, activation)
@@ -259,7 +262,7 @@ def test_an_output_without_space_is_refused_and_kept_for_the_message() -> None:
         layer(torch.ones(2, 3))
         rows = layer(torch.ones(2, 4))
         found = differentiate(total(rows).requires_grad_(), recordings)
-    assert found["layer"].refused is rows
+    assert found["layer"].unusable_output is rows
     assert found["layer"].activation is found["layer"].gradient is None
     assert found["never"] == LayerGradient(None, None, None)
 
@@ -274,7 +277,7 @@ def test_a_map_among_the_calls_is_enough(maps: Tensor) -> None:
         return total(kept[0] * 3)
 
     found = gradient_of(use, layer)
-    assert found.refused is None
+    assert found.unusable_output is None
     assert torch.equal(found.gradient, torch.full_like(maps, 3))
 
 
@@ -358,7 +361,7 @@ def test_whether_gradients_are_on_is_put_back(maps: Tensor) -> None:
     layer = double()
     for mode in (False, True):
         with torch.set_grad_enabled(mode):
-            with recorded({"layer": layer}, find_activation):
+            with recorded({"layer": layer}, CHANNELS_FIRST.find_activation):
                 layer(maps)
                 assert torch.is_grad_enabled()
             assert torch.is_grad_enabled() == mode
@@ -439,10 +442,32 @@ def test_a_layer_behind_another_in_a_block_without_gradients_is_told() -> None:
     with recording(first=first, second=second) as recordings:
         behind = first(maps)
         second(behind)
-        assert not any(recording.reopened for recording in recordings.values())
+        assert not any(recording.grad_reenabled_calls for recording in recordings.values())
         with torch.no_grad():
             second(behind)
-        assert {name: recording.reopened for name, recording in recordings.items()} == {"first": [], "second": [1]}
+        assert {name: recording.grad_reenabled_calls for name, recording in recordings.items()} == {
+            "first": [],
+            "second": [1],
+        }
+
+
+# Samples that depend on each other
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("keep_graph", [False, True])
+def test_one_by_one_each_sample_has_the_gradient_of_its_own_score(dtype: torch.dtype, keep_graph: bool) -> None:
+    """Each score takes the mean of all samples away from its own."""
+    layer, beside, maps = double(), double(), torch.arange(12, dtype=dtype).view(3, 1, 2, 2)
+    weights = torch.tensor([1.0, 2.0, 4.0], dtype=dtype)
+    with recording(layer=layer, beside=beside) as recordings:
+        behind = layer(maps)
+        beside(maps)
+        scores = weights * total(behind - behind.mean(0))
+        found = differentiate(scores, recordings, keep_graph=keep_graph, one_by_one=True)
+    assert found["beside"].gradient is None
+    own = (weights * 2 / 3).float().view(3, 1, 1, 1).expand(3, 1, 2, 2)
+    torch.testing.assert_close(found["layer"].gradient, own, rtol=1e-3, atol=0)
 
 
 # Several scores, half precision
@@ -538,7 +563,9 @@ def test_hooks_are_gone_when_the_model_raises(maps: Tensor) -> None:
 
 def test_no_grad_is_left_on_a_parameter() -> None:
     layer, head = nn.Conv2d(1, 2, 1), nn.Linear(2, 1)
-    with recorded({"layer": layer}, find_activation) as recordings:  # without the wall: both are trainable
+    with recorded(
+        {"layer": layer}, CHANNELS_FIRST.find_activation
+    ) as recordings:  # without the wall: both are trainable
         scores = head(layer(torch.ones(2, 1, 2, 2)).mean((2, 3)))[:, 0]
         found = differentiate(scores, recordings)["layer"]
     torch.testing.assert_close(found.gradient, (head.weight / 4).view(1, 2, 1, 1).expand(2, 2, 2, 2).detach())
@@ -590,7 +617,7 @@ def test_nothing_is_recorded_before_the_layer(maps: Tensor) -> None:
     stem.register_forward_hook(lambda _module, _args, output: histories.append(output.grad_fn))
     with recording(layer=layer, beside=stem) as recordings:
         del recordings["beside"]
-    with isolated(stem), recorded({"layer": layer}, find_activation) as recordings:
+    with guarded([stem]), recorded({"layer": layer}, CHANNELS_FIRST.find_activation) as recordings:
         differentiate(total(layer(stem(maps))), recordings)
     assert histories == [None]
 
@@ -632,6 +659,53 @@ def test_a_tensor_under_two_names_gets_its_whole_gradient(
     expected = torch.einsum("k,nkhw->nhw", gradient, activation).relu()
     torch.testing.assert_close(result.cams["layer"], expected)
     torch.testing.assert_close(result.scores, model(images)[:, 1].detach())
+
+
+@dataclass
+class Box:
+    """What some networks pass from block to block."""
+
+    maps: Tensor
+
+
+class Unpacking(nn.Module):
+    """An in-place ReLU that finds its input wherever it is."""
+
+    def forward(self, given: Any = None, *, maps: Any = None) -> Tensor:
+        found = maps if given is None else given
+        while not isinstance(found, Tensor):
+            found = vars(found) if isinstance(found, Box) else found
+            found = next(iter(found.values() if isinstance(found, dict) else found))
+        return found.relu_()
+
+
+GIVEN: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "by position": lambda layer, before: layer(before),
+    "by keyword": lambda layer, before: layer(maps=before),
+    "in a list": lambda layer, before: layer([before]),
+    "in a list by keyword": lambda layer, before: layer(maps=[before]),
+    "in a dict": lambda layer, before: layer({"maps": before}),
+    "in a tuple in a dict": lambda layer, before: layer(maps={"maps": (before, None)}),
+    "in a dataclass": lambda layer, before: layer(Box(before)),
+}
+
+
+@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
+@pytest.mark.parametrize("guard", [torch.enable_grad, torch.no_grad])
+@pytest.mark.parametrize("view", [False, True])
+def test_an_in_place_layer_gets_its_whole_gradient_however_it_is_called(given: Any, guard: Any, view: bool) -> None:
+    torch.manual_seed(0)
+    layer, maps = Unpacking(), torch.randn(2, 4, 3, 3)
+
+    def use(_: nn.Module) -> Tensor:
+        before = torch.cat([maps, maps], 1)[:, :4] if view else maps * 1
+        with guard():
+            after = given(layer, before)
+        return total(before + 2 * after)
+
+    found = gradient_of(use, layer)
+    assert torch.equal(found.activation, maps.relu())
+    assert found.gradient.unique().tolist() == [3]
 
 
 def test_an_input_that_is_changed_after_an_identity_is_changed_for_both() -> None:

@@ -1,16 +1,15 @@
-"""Names of layers, as people write them, and what counts as a map among the things that layers return."""
+"""Names of layers, as people write them."""
 
 from __future__ import annotations
 
-import warnings
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from gradcam_callback.engine.layers import check_names, describe_output, find_activation, find_layers, spatial_layers
+from gradcam_callback.engine.layers import check_names, find_layers
 
 
 class Block(nn.Module):
@@ -228,138 +227,3 @@ def test_the_wrapper_is_never_offered() -> None:
     assert "_orig_mod" not in str(caught.value)
     with pytest.raises(ValueError, match="At the top there are 'model'"):
         find_layers(compiled(Task()), ["zzz"])
-
-
-# What layers return
-
-MAP = torch.zeros(2, 3, 4, 5)
-Pair = namedtuple("Pair", "first second")
-
-
-@pytest.mark.parametrize(
-    "output",
-    [
-        MAP,
-        (MAP, torch.zeros(2)),
-        [None, "text", MAP],
-        {"features": torch.zeros(2, 3), "maps": MAP},
-        OrderedDict(maps=MAP, later=torch.zeros(2, 3, 1, 1)),
-        Pair(torch.zeros(2, 3, 4), MAP),
-        {"deep": (Pair(1, [MAP]), torch.zeros(2, 1, 1, 1))},
-        (torch.zeros(2, 3, 4, 5, dtype=torch.int64), MAP),
-        (torch.zeros(2, 3, 4, 5, 6), MAP),
-    ],
-    ids=lambda output: describe_output(output)[:60],
-)
-def test_the_first_map_is_found_wherever_it_lies(output: Any) -> None:
-    assert find_activation(output) is MAP
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_maps_are_of_any_floating_type(dtype: torch.dtype) -> None:
-    assert find_activation(MAP.to(dtype)) is not None
-
-
-@pytest.mark.parametrize(
-    "output",
-    [
-        None,
-        "text",
-        (),
-        {},
-        torch.zeros(2, 3),
-        torch.zeros(2, 9, 3),
-        torch.zeros(2, 3, 4, 5, 6),
-        MAP.long(),
-        MAP.bool(),
-        MAP.to(torch.complex64),
-        [torch.zeros(2, 3), {"a": "b"}],
-    ],
-    ids=lambda output: describe_output(output)[:60],
-)
-def test_what_has_no_space_is_no_map(output: Any) -> None:
-    assert find_activation(output) is None
-
-
-@pytest.mark.parametrize(
-    ("output", "words"),
-    [
-        (torch.zeros(2, 3), "a tensor of shape (2, 3)"),
-        ((torch.zeros(2), "x"), "tuple of a tensor of shape (2,), an object of type str"),
-        ([], "list of nothing"),
-        (None, "an object of type NoneType"),
-    ],
-)
-def test_an_output_is_described_in_words(output: Any, words: str) -> None:
-    assert describe_output(output) == words
-
-
-# Which layers return maps
-
-
-class Branching(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(1, 2, 1)
-        self.never = nn.Conv2d(2, 2, 1)
-        self.inner = nn.Sequential(nn.ReLU(), nn.Conv2d(2, 2, 1))
-        self.windows = nn.Identity()
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(2, 3)
-
-    def forward(self, images: Tensor) -> Tensor:
-        maps = self.inner(self.stem(images))
-        self.windows(maps.repeat(2, 1, 1, 1))  # other rows than the batch
-        maps = self.stem(maps[:, :1])  # runs again
-        return self.fc(self.pool(maps).flatten(1))
-
-
-def test_layers_are_seen_in_the_order_in_which_they_finish() -> None:
-    model = Branching()
-    with spatial_layers(model, 2) as seen:
-        assert seen == {}
-        model(torch.ones(2, 1, 4, 4))
-    assert list(seen) == ["inner.0", "inner.1", "inner", "stem"]
-    assert all(module is model.get_submodule(name) for name, module in seen.items())
-
-
-def test_no_hook_is_left_and_none_changes_the_order_of_the_users_hooks() -> None:
-    model = Branching()
-    handle = model.stem.register_forward_hook(lambda *_: None)
-    with spatial_layers(model, 2):
-        assert all(module._forward_hooks for name, module in model.named_modules() if name)
-    assert list(model.stem._forward_hooks) == [handle.id]
-    with pytest.raises(RuntimeError, match="channels"), spatial_layers(model, 2):
-        model(torch.ones(2, 3, 4, 4))
-    assert list(model.stem._forward_hooks) == [handle.id]
-    assert not any(module._forward_hooks for module in model.modules() if module is not model.stem)
-
-
-def test_the_watch_looks_and_does_not_touch() -> None:
-    model = Branching().eval()
-    images = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    logits = model(images)
-    with spatial_layers(model, 2):
-        assert torch.equal(model(images), logits)
-
-
-def test_a_scripted_child_is_passed_over() -> None:
-    """It takes no hooks; a scripted preprocessing should not spoil the search in the rest."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = nn.Sequential(torch.jit.script(nn.Sequential(nn.ReLU())), nn.Conv2d(1, 2, 1))
-    with spatial_layers(model, 2) as seen:
-        model(torch.ones(2, 1, 4, 4))
-    assert list(seen)[-1] == "1"
-
-
-def test_the_names_seen_in_a_compiled_model_are_those_of_the_model() -> None:
-    model = Branching()
-    model.inner = compiled(model.inner)
-    with torch.compiler.set_stance("force_eager"), spatial_layers(model, 2) as seen:
-        model(torch.ones(2, 1, 4, 4))
-    assert list(seen) == ["inner.0", "inner.1", "inner", "stem"]
-    whole = compiled(nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU()))
-    with torch.compiler.set_stance("force_eager"), spatial_layers(whole, 2) as seen:
-        whole(torch.ones(2, 1, 4, 4))
-    assert list(seen) == ["0", "1"]

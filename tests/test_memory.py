@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from models import Classifier
 from torch import Tensor
 
 from gradcam_callback import GradCAMCallback, compute_cam
-from gradcam_callback.engine.memory import Portions, is_out_of_memory
+from gradcam_callback.engine.memory import is_out_of_memory
 
 LAYER = "model.stage"
 
@@ -126,40 +125,6 @@ def test_a_null_is_diagnosed_in_a_portion_and_bridged_in_portions(run: Callable[
     assert fit.callback.last_result.cams[LAYER].isfinite().all()
 
 
-# Portions alone
-
-
-def test_portions_are_halved_until_they_fit() -> None:
-    portions, taken = Portions(), []
-
-    def job(part: slice) -> list[int]:
-        samples = list(range(10))[part]
-        taken.append(len(samples))
-        if len(samples) > 3:
-            raise torch.OutOfMemoryError
-        return samples
-
-    assert portions.take(10, job) == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
-    assert (taken, portions.size) == ([10, 5, 3, 3, 3, 1], 3)
-    assert portions.take(2, job) == [[0, 1]]
-
-
-def test_no_tensor_of_a_failed_try_lives_on() -> None:
-    made: list[weakref.ref[Tensor]] = []
-    alive_at_start: list[int] = []
-
-    def job(part: slice) -> int:
-        alive_at_start.append(sum(reference() is not None for reference in made))
-        mine = torch.ones(part.stop - part.start)
-        made.append(weakref.ref(mine))
-        if len(mine) > 1:
-            raise torch.OutOfMemoryError
-        return len(mine)
-
-    assert Portions().take(4, job) == [1, 1, 1, 1]
-    assert alive_at_start == [0] * 6
-
-
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
@@ -175,15 +140,3 @@ def test_no_tensor_of_a_failed_try_lives_on() -> None:
 )
 def test_what_counts_as_running_out_of_memory(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
-
-
-def test_another_error_is_raised_at_once() -> None:
-    tried = []
-
-    def job(part: slice) -> None:
-        tried.append(part)
-        raise ValueError("no")
-
-    with pytest.raises(ValueError, match="no"):
-        Portions().take(4, job)
-    assert len(tried) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -46,17 +45,18 @@ BY_HAND = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_map_by_hand(name: str) -> None:
-    torch.testing.assert_close(METHODS[name](ACTIVATION, GRADIENT), torch.tensor([BY_HAND[name]]))
+    torch.testing.assert_close(METHODS[name].map(ACTIVATION, GRADIENT), torch.tensor([BY_HAND[name]]))
 
 
 def test_every_method_is_there_under_its_name() -> None:
-    assert {
-        "gradcam": gradcam,
-        "gradcam++": gradcam_plus_plus,
-        "hirescam": hirescam,
-        "xgradcam": xgradcam,
-        "layercam": layercam,
-    } == METHODS
+    formulas = (gradcam, gradcam_plus_plus, hirescam, xgradcam, layercam)
+    names = ("gradcam", "gradcam++", "hirescam", "xgradcam", "layercam")
+    activation, gradient = random_pair(6)
+    assert tuple(METHODS) == names
+    for name, formula in zip(names, formulas, strict=True):
+        method = METHODS[name]
+        assert (method.name, method.needs_gradient, method.extra_forwards) == (name, True, 0)
+        assert torch.equal(method.map(activation, gradient), formula(activation, gradient))
 
 
 def random_pair(seed: int, samples: int = 3) -> tuple[Tensor, Tensor]:
@@ -67,7 +67,7 @@ def random_pair(seed: int, samples: int = 3) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_properties_of_every_method(name: str) -> None:
-    method = METHODS[name]
+    method = METHODS[name].map
     for seed in range(5):
         activation, gradient = random_pair(seed)
         cam = method(activation, gradient)
@@ -93,8 +93,8 @@ def test_properties_of_every_method(name: str) -> None:
 @pytest.mark.parametrize("factor", [1e-30, 0.5, 1e30])
 def test_maps_grow_with_the_gradient(name: str, factor: float) -> None:
     activation, gradient = random_pair(0)
-    expected = METHODS[name](activation.double(), gradient.double()) * factor
-    torch.testing.assert_close(METHODS[name](activation, gradient * factor).double(), expected, rtol=1e-3, atol=0)
+    expected = METHODS[name].map(activation.double(), gradient.double()) * factor
+    torch.testing.assert_close(METHODS[name].map(activation, gradient * factor).double(), expected, rtol=1e-3, atol=0)
 
 
 def test_gradcam_plus_plus_is_the_papers_equation() -> None:
@@ -143,7 +143,7 @@ def test_gradcam_plus_plus_gives_a_place_with_a_denominator_of_zero_no_weight() 
 def test_a_map_of_nothing_is_zero(name: str) -> None:
     activation, gradient = random_pair(4)
     for pair in ((activation, torch.zeros_like(gradient)), (torch.zeros_like(activation), gradient)):
-        assert METHODS[name](*pair).abs().max() == 0
+        assert METHODS[name].map(*pair).abs().max() == 0
 
 
 # What is not finite stays so
@@ -155,22 +155,22 @@ def test_a_map_of_nothing_is_zero(name: str) -> None:
 def test_nan_goes_in_and_comes_out(name: str, where: str, other: float) -> None:
     bad, good = channels([NAN, 1.0], [1.0, 1.0]), channels([other, 1.0], [1.0, 1.0])
     pair = (bad, good) if where == "activation" else (good, bad)
-    assert METHODS[name](*pair).isnan().any()
+    assert METHODS[name].map(*pair).isnan().any()
 
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("activation", [0.0, 1.0])
 def test_a_gradient_of_nan_alone_never_becomes_a_map(name: str, activation: float) -> None:
-    cam = METHODS[name](channels([activation, activation]), channels([NAN, NAN]))
+    cam = METHODS[name].map(channels([activation, activation]), channels([NAN, NAN]))
     assert cam.isnan().all()
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_one_bad_sample_spoils_only_its_own_map(name: str) -> None:
     activation, gradient = random_pair(5)
-    clean = METHODS[name](activation, gradient)
+    clean = METHODS[name].map(activation, gradient)
     activation[1, 0, 0, 0] = NAN
-    spoilt = METHODS[name](activation, gradient)
+    spoilt = METHODS[name].map(activation, gradient)
     assert torch.equal(spoilt[[0, 2]], clean[[0, 2]])
     assert spoilt[1].isnan().any()
 
@@ -180,8 +180,7 @@ def test_one_bad_sample_spoils_only_its_own_map(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_are_found_by_name(name: str) -> None:
-    method: Callable[[Tensor, Tensor], Tensor] = find_method(name)
-    assert method is METHODS[name]
+    assert find_method(name) is METHODS[name]
 
 
 @pytest.mark.parametrize(

@@ -248,6 +248,29 @@ def test_of_a_single_logit_class_one_is_the_logit_and_class_zero_its_negative(im
     torch.testing.assert_close(result.probabilities, torch.stack([(-logit).sigmoid(), logit.sigmoid()], dim=1))
 
 
+@pytest.mark.parametrize("reopened", [False, True], ids=["no statistics", "back to train mode"])
+def test_samples_that_depend_on_each_other_have_the_map_of_their_own_score(images: Tensor, reopened: bool) -> None:
+    class Coupled(Net):
+        def forward(self, images: Tensor) -> Tensor:
+            self.norm.train(self.norm.training or reopened)
+            return super().forward(images)
+
+    torch.manual_seed(0)
+    model = Coupled().eval()
+    model.norm = nn.BatchNorm2d(8, track_running_stats=reopened)
+    model.norm.eval()
+    images = images * torch.tensor([1, 2, 0.3, 4.0])[:, None, None, None]
+    result = compute_cam(model, images, "stem", target=1)
+    for row in range(4):
+
+        def own(logits: Tensor, row: int = row) -> Tensor:
+            return logits * (torch.arange(4) == row)[:, None]
+
+        assert_maps_agree(
+            result.cams["stem"][row, None], reference_cam(model, images, "stem", target=1, logits_of=own)[row, None]
+        )
+
+
 class Pair(nn.Module):
     """A layer that returns a tuple: the map and something beside it."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,12 +14,16 @@ from models import CLASSES, Faulty, Spots, detached
 from torch import Tensor
 
 from gradcam_callback import Cause, GradCAMCallback, TensorProbes
-from gradcam_callback.reporting import rendering as picture
-from gradcam_callback.reporting.panels import Look, PanelRenderer, class_name, draw
-from gradcam_callback.results import CAMResult, GradientState, LayerHealth, Panel, ProbeSet
+from gradcam_callback.probes.probe_set import ProbeSet
+from gradcam_callback.reporting import panels
+from gradcam_callback.reporting.panels import PanelRenderer, PanelStyle, class_name
+from gradcam_callback.reporting.rendering import composition
+from gradcam_callback.reporting.rendering.colormap import colormap_table
+from gradcam_callback.reporting.rendering.tiles import displayable, tile_size
+from gradcam_callback.results import CAMResult, GradientState, LayerHealth, Panel
 
 OK, NONE, ZERO, NON_FINITE = GradientState.OK, GradientState.NONE, GradientState.ZERO, GradientState.NON_FINITE
-LOOK = Look("turbo", 0.5, shared_scale=False, class_names=CLASSES, mean=None, std=None)
+STYLE = PanelStyle("turbo", 0.5, shared_scale=False, class_names=CLASSES, mean=None, std=None)
 LAYER = "layer"
 HATCHES = [(205, 210, 216), (230, 233, 237)]
 
@@ -51,20 +55,19 @@ def cam_result(
     return replace(basic, **more)
 
 
-def panel_of(results: list[CAMResult], titles: list[str], probes: ProbeSet | None = None, look: Look = LOOK) -> Panel:
-    painting = PanelRenderer(probe_set(len(results[0].targets)) if probes is None else probes, look)
-    panel = draw(painting, results, titles, "gradcam")
-    return panel[LAYER]
+def pages_of(
+    results: list[CAMResult], titles: list[str], probes: ProbeSet | None = None, style: PanelStyle = STYLE
+) -> dict[str, list[Panel]]:
+    renderer = PanelRenderer(probe_set(len(results[0].targets)) if probes is None else probes, style)
+    return renderer.panels(renderer.render(cast(Any, results)), results, titles, "gradcam")
+
+
+def panel_of(*args: Any, **options: Any) -> Panel:
+    [panel] = pages_of(*args, **options)[LAYER]
+    return panel
 
 
 # Words
-
-
-def test_the_title_names_layer_and_heading() -> None:
-    title = panel_of([cam_result(verdict(OK, OK))], ["predicted"]).title
-
-    assert title.startswith(LAYER)
-    assert title.endswith("gradcam")
 
 
 def test_the_layer_stands_on_a_line_of_its_own() -> None:
@@ -145,7 +148,7 @@ def test_class_names() -> None:
 
 
 def test_without_class_names_the_index_is_shown() -> None:
-    panel = panel_of([cam_result(verdict(OK, OK))], ["predicted"], look=replace(LOOK, class_names=None))
+    panel = panel_of([cam_result(verdict(OK, OK))], ["predicted"], style=replace(STYLE, class_names=None))
 
     assert panel.captions[1] == "#1\nlabel: 1\npredicted: 0 0.70"
 
@@ -157,10 +160,10 @@ def test_the_tiles_are_the_enlarged_images() -> None:
     probes = probe_set()
     panel = panel_of([cam_result(verdict(OK, OK))], ["predicted"], probes)
 
-    th, tw = picture.tile_size(16, 16)
+    th, tw = tile_size(16, 16)
     assert panel.inputs.shape == (2, th, tw, 3)
     assert panel.inputs.dtype == torch.uint8
-    shown = picture.displayable(probes.images)  # a pixel becomes a square
+    shown = displayable(probes.images)  # a pixel becomes a square
     expected = shown.repeat_interleave(th // 16, 2).repeat_interleave(tw // 16, 3)
     assert (panel.inputs.permute(0, 3, 1, 2) - (expected * 255)).abs().max() <= 0.5
 
@@ -170,8 +173,8 @@ def test_normalisation_is_undone() -> None:
     mean, std = (0.2, 0.3, 0.4), (0.5, 0.6, 0.7)
     plain = panel_of([cam_result(verdict(OK, OK))], ["predicted"], replace(probes, images=probes.images.clamp(0, 1)))
     scaled = (probes.images.clamp(0, 1) - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-    look = replace(LOOK, mean=mean, std=std)
-    undone = panel_of([cam_result(verdict(OK, OK))], ["predicted"], replace(probes, images=scaled), look)
+    style = replace(STYLE, mean=mean, std=std)
+    undone = panel_of([cam_result(verdict(OK, OK))], ["predicted"], replace(probes, images=scaled), style)
 
     assert (plain.inputs.int() - undone.inputs.int()).abs().max() <= 1
 
@@ -180,9 +183,9 @@ def test_an_overlay_at_full_opacity_is_the_coloured_map() -> None:
     maps = torch.zeros(2, 4, 4)
     maps[0, 0, 0] = 1.0
     maps[1] = 5.0
-    panel = panel_of([cam_result(verdict(OK, OK), maps)], ["predicted"], look=replace(LOOK, opacity=1.0))
+    panel = panel_of([cam_result(verdict(OK, OK), maps)], ["predicted"], style=replace(STYLE, opacity=1.0))
 
-    table = picture.colormap_table("turbo")
+    table = colormap_table("turbo")
     first, second = panel.columns[0].overlays
     assert (first[0, 0] == table[255]).all()
     assert (first[-1, -1] == table[0]).all()
@@ -192,10 +195,10 @@ def test_an_overlay_at_full_opacity_is_the_coloured_map() -> None:
 
 def test_one_scale_for_all_keeps_the_order_of_the_maps() -> None:
     maps = torch.stack([torch.full((4, 4), 1.0), torch.full((4, 4), 4.0)])
-    look = replace(LOOK, opacity=1.0, shared_scale=True)
-    panel = panel_of([cam_result(verdict(OK, OK), maps)], ["predicted"], look=look)
+    style = replace(STYLE, opacity=1.0, shared_scale=True)
+    panel = panel_of([cam_result(verdict(OK, OK), maps)], ["predicted"], style=style)
 
-    table = picture.colormap_table("turbo")
+    table = colormap_table("turbo")
     first, second = panel.columns[0].overlays
     assert (first == table[round(255 / 4)]).all()
     assert (second == table[255]).all()
@@ -203,8 +206,8 @@ def test_one_scale_for_all_keeps_the_order_of_the_maps() -> None:
 
 
 def test_a_null_does_not_touch_the_scale_of_the_others() -> None:
-    look = replace(LOOK, shared_scale=True)
-    panel = panel_of([cam_result(verdict(OK, NONE))], ["predicted"], look=look)
+    style = replace(STYLE, shared_scale=True)
+    panel = panel_of([cam_result(verdict(OK, NONE))], ["predicted"], style=style)
 
     assert panel.columns[0].peaks.isfinite().tolist() == [True, False]
 
@@ -222,13 +225,12 @@ def test_each_map_stands_in_its_own_layer_and_column() -> None:
         cam_result(verdict(OK, OK)), cams={"a": hot((4, 4), (0, 0)), "b": hot((9, 7), (0, -1))}, health=health
     )
     second = replace(first, cams={"a": hot((4, 4), (-1, 0)), "b": hot((9, 7), (-1, -1))})
-    panels = draw(
-        PanelRenderer(probe_set(), replace(LOOK, opacity=1.0)), [first, second], ["predicted", "ant"], "gradcam"
-    )
+    pages = pages_of([first, second], ["predicted", "ant"], style=replace(STYLE, opacity=1.0))
+    panels = {layer: panel for layer, [panel] in pages.items()}
 
     assert list(panels) == ["a", "b"]
     assert panels["a"].inputs.equal(panels["b"].inputs)
-    hottest = picture.colormap_table("turbo")[255]
+    hottest = colormap_table("turbo")[255]
     for layer, column, corner in (("a", 0, (0, 0)), ("b", 0, (0, -1)), ("a", 1, (-1, 0)), ("b", 1, (-1, -1))):
         assert (panels[layer].columns[column].overlays[0][corner] == hottest).all(), (layer, column)
     assert panels["a"].columns[0].verdicts == (None, None)
@@ -238,7 +240,7 @@ def test_each_map_stands_in_its_own_layer_and_column() -> None:
 def test_a_panel_can_be_composed() -> None:
     panel = panel_of([cam_result(verdict(OK, NONE))], ["predicted"])
 
-    pixels = picture.compose(panel)
+    pixels = composition.compose(panel)
     assert pixels.ndim == 3
     assert any((pixels == colour).all(-1).sum() > 1000 for colour in HATCHES)
 
@@ -272,8 +274,8 @@ def test_panels_of_one_run_have_one_size(tmp_path: Path) -> None:
 
 def test_file_names_reach_the_caption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Panel] = []
-    compose = picture.compose
-    monkeypatch.setattr(picture, "compose", lambda panel: (drawn.append(panel), compose(panel))[1])
+    compose = composition.compose
+    monkeypatch.setattr(composition, "compose", lambda panel: (drawn.append(panel), compose(panel))[1])
     images = torch.stack([Spots()[index][0] for index in range(2)])
     probes = TensorProbes(images, names=["IMG_1.jpg", "IMG_2.jpg"])
     make_run(tmp_path, GradCAMCallback(target_layers="model.stage", probes=probes), max_epochs=1).fit()
@@ -284,24 +286,80 @@ def test_file_names_reach_the_caption(tmp_path: Path, monkeypatch: pytest.Monkey
         assert word in drawn[0].title
 
 
-# The way to the host
+# Pages
 
 
-def test_tiles_that_came_along_are_not_painted_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    painted, original = [], PanelRenderer._painted
-    monkeypatch.setattr(PanelRenderer, "_painted", lambda self, results: painted.append(1) or original(self, results))
-    painting, results = PanelRenderer(probe_set(), LOOK), [cam_result(verdict(OK, OK))]
-    painting.arrive(painting.board(results))
-    draw(painting, results, ["predicted"], "gradcam")
-    assert len(painted) == 1
+@pytest.mark.parametrize("shared", [False, True])
+def test_many_probes_are_drawn_in_pages_of_one_scale(monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
+    monkeypatch.setattr(panels, "PAGE_PROBES", 2)
+    count = 5
+    maps = torch.ones(count, 4, 4) * torch.arange(1.0, count + 1)[:, None, None]
+    results, probes = [cam_result(verdict(*[OK] * count), maps)], probe_set(count)
+    style = replace(STYLE, shared_scale=shared)
+    pages = pages_of(results, ["predicted"], probes, style)[LAYER]
+    monkeypatch.setattr(panels, "PAGE_PROBES", count)
+    whole = panel_of(results, ["predicted"], probes, style)
 
-    other = [replace(results[0], cams={layer: cam * 2 for layer, cam in results[0].cams.items()})]
-    draw(painting, other, ["predicted"], "gradcam")
-    assert len(painted) == 2  # the tiles that came along are of other maps
+    assert [len(page.inputs) for page in pages] == [2, 2, 1]
+    assert torch.cat([page.inputs for page in pages]).equal(whole.inputs)
+    assert torch.cat([page.columns[0].overlays for page in pages]).equal(whole.columns[0].overlays)
+    assert torch.cat([page.columns[0].peaks for page in pages]).equal(whole.columns[0].peaks)
+    for name in ("captions", "correct"):
+        assert sum((getattr(page, name) for page in pages), ()) == getattr(whole, name)
+    assert sum((page.columns[0].captions for page in pages), ()) == whole.columns[0].captions
+    assert [page.title.split(" · ")[1] for page in pages] == [
+        f"probes {n} of 5" for n in ("1 to 2", "3 to 4", "5 to 5")
+    ]
 
 
-def test_what_cannot_be_painted_is_told_where_the_tiles_are_asked_for() -> None:
-    painting, results = PanelRenderer(probe_set(), replace(LOOK, mean=[0.5, 0.5])), [cam_result(verdict(OK, OK))]
-    painting.arrive(painting.board(results))
+def test_no_more_pages_than_can_be_looked_at_and_the_last_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(panels, "PAGE_PROBES", 1)
+    count = panels.MOST_PAGES + 1
+    pages = pages_of([cam_result(verdict(*[OK] * count))], ["predicted"], probe_set(count))[LAYER]
+
+    assert len(pages) == panels.MOST_PAGES
+    assert [("not drawn" in page.title) for page in pages] == [False, False, False, True]
+    composition.compose(pages[-1])
+
+
+# Channels
+
+
+def test_images_of_other_channels_say_which_are_shown() -> None:
+    probes = replace(probe_set(), images=torch.rand(2, 6, 16, 16))
+    panel = panel_of([cam_result(verdict(OK, OK))], ["predicted"], probes)
+    chosen = panel_of([cam_result(verdict(OK, OK))], ["predicted"], probes, replace(STYLE, channels=[3, 4, 5]))
+
+    assert (panel.input_title, chosen.input_title) == ("input\nchannels 0, 1, 2 of 6", "input\nchannels 3, 4, 5 of 6")
+    second = panel_of([cam_result(verdict(OK, OK))], ["predicted"], replace(probes, images=probes.images[:, 3:]))
+    assert chosen.inputs.equal(second.inputs)
+    assert second.input_title == "input"
+
+
+def test_what_cannot_be_drawn_is_said() -> None:
     with pytest.raises(ValueError, match="mean has 2 numbers"):
-        painting.on_host(results)
+        PanelRenderer(probe_set(), replace(STYLE, mean=[0.5, 0.5])).render([cam_result(verdict(OK, OK))])
+
+
+def test_drawing_never_waits_for_the_device() -> None:
+    """Meta tensors hold no values, so that any step which reads one on the host fails on them."""
+    result = cam_result(verdict(OK, OK))
+    tensors = {name: getattr(result, name).to("meta") for name in ("targets", "scores", "predictions", "probabilities")}
+    result = replace(result, **tensors, cams={LAYER: result.cams[LAYER].to("meta")}, health={})
+    drawn = PanelRenderer(probe_set(), replace(STYLE, shared_scale=True)).render([result, result])
+    assert [tuple(tensor.shape) for tensor in drawn] == [(3, 2, 176, 176, 3), (2, 2), (2, 2, 4)]
+    assert all(tensor.is_meta for tensor in drawn)
+
+
+def test_the_panel_says_which_call_of_how_many() -> None:
+    def called(name: str, calls: int, call: int) -> str:
+        result = cam_result(verdict(OK, OK))
+        [panel] = pages_of(
+            [replace(result, cams={name: result.cams[LAYER]}, health={name: result.health[LAYER]})], ["predicted"]
+        )[name]
+        return panel.title.splitlines()[0]
+
+    assert called("head", 3, 2) == "head#2 of calls #0 to #2"
+    assert called("head#-2", 3, 1) == "head#1 of calls #0 to #2"
+    assert called("stem", 1, 0) == "stem"
+    assert called("stem#0", 1, 0) == "stem#0"

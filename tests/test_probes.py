@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import copy
+import gc
 import hashlib
+import os
+import pickle
 import random
-from collections import namedtuple
+import socket
+import weakref
+from collections import Counter, defaultdict, namedtuple
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,33 +25,32 @@ from torch.utils.data import (
     ConcatDataset,
     DataLoader,
     Dataset,
+    DistributedSampler,
     IterableDataset,
+    Sampler,
     SequentialSampler,
     Subset,
-    SubsetRandomSampler,
     TensorDataset,
+    get_worker_info,
     random_split,
 )
 from torchvision import transforms as v1
-from torchvision import tv_tensors
 from torchvision.datasets import FakeData, VisionDataset
 from torchvision.transforms import v2
 
-from gradcam_callback.probes.sources import (
+from gradcam_callback.probes import (
+    CaptureContext,
     ImageProbes,
+    ProbeSet,
     ProbeSource,
     TensorProbes,
     ValidationProbes,
     as_source,
     fingerprint,
 )
-from gradcam_callback.results import ProbeSet
+from gradcam_callback.probes.selection import random_key
 
 CLASSES = 3
-
-
-def as_is(batch: Any, dataloader_idx: int) -> Any:
-    return batch
 
 
 def pixels(index: int) -> Tensor:
@@ -56,6 +61,10 @@ def pixels(index: int) -> Tensor:
 def found(probes: ProbeSet) -> list[int]:
     """Which samples the images are, read from their pixels."""
     return [int(image.flatten()[0]) for image in probes.images]
+
+
+def labels_of(probes: ProbeSet) -> list[int] | None:
+    return None if probes.labels is None else probes.labels.tolist()
 
 
 class Numbered(Dataset[Any]):
@@ -74,16 +83,6 @@ class Numbered(Dataset[Any]):
         return pixels(index + self.start), (index + self.start) % CLASSES
 
 
-class Labelled(Numbered):
-    """The same, with its labels at hand."""
-
-    classes = ("ant", "bee", "cat")
-
-    @property
-    def targets(self) -> list[int]:
-        return [(index + self.start) % CLASSES for index in range(self.length)]
-
-
 class Shaped(Numbered):
     """The same, each sample made by a function of image and label."""
 
@@ -93,18 +92,6 @@ class Shaped(Numbered):
 
     def __getitem__(self, index: int) -> Any:
         return self.shape(*super().__getitem__(index))
-
-
-class Noisy(Numbered):
-    """A random transform that draws from every generator there is, its own ones among them."""
-
-    def __init__(self, length: int = 20) -> None:
-        super().__init__(length)
-        self.own = {"python": random.Random(5), "numpy": np.random.default_rng(5), "torch": torch.Generator()}
-
-    def __getitem__(self, index: int) -> Any:
-        noise = random.random() + np.random.rand() + self.own["python"].random() + self.own["numpy"].random()
-        return torch.rand(3, 4, 5) + torch.rand(1, generator=self.own["torch"]) + noise, index % CLASSES
 
 
 class Stream(IterableDataset[Any]):
@@ -119,25 +106,33 @@ class Stream(IterableDataset[Any]):
             yield pixels(self.position - 1), (self.position - 1) % CLASSES
 
 
-def global_states() -> list[bytes]:
-    """Every global generator, as bytes."""
-    state = np.random.get_state(legacy=False)
-    numpy_state = state["state"]["key"].tobytes() + repr((state["state"]["pos"], state["has_gauss"])).encode()
-    return [repr(random.getstate()).encode(), numpy_state, torch.get_rng_state().numpy().tobytes()]
-
-
-def own_states(dataset: Noisy) -> list[bytes]:
-    own = dataset.own
-    return [
-        repr(own["python"].getstate()).encode(),
-        repr(own["numpy"].bit_generator.state).encode(),
-        own["torch"].get_state().numpy().tobytes(),
-    ]
+def collect(batches: Any, source: ProbeSource | None = None, context: CaptureContext | None = None) -> ProbeSet:
+    """What one process makes of these batches, all of the first loader."""
+    collector = (source or ValidationProbes(n=4)).start(context or CaptureContext())
+    for batch in batches:
+        collector.add(batch, 0)
+    return collector.finish(collector.samples())
 
 
 def take(dataset: Any, source: ProbeSource | None = None, **settings: Any) -> ProbeSet:
-    """Capture from a loader of this data set."""
-    return (source or ValidationProbes(n=4)).capture([DataLoader(dataset, **{"batch_size": 6, **settings})], as_is)
+    """Collect from a loader of this data set, as a validation reads it."""
+    loader = DataLoader(dataset, **{"batch_size": 6, **settings})
+    return collect(loader, source, CaptureContext(datasets=[dataset]))
+
+
+def take_in_processes(
+    count: int, dataset: Any, source: ProbeSource, positions: Any = None, batch_size: int = 2
+) -> list[ProbeSet]:
+    """What each of so many processes makes of a data set that is dealt out to them."""
+    contexts = [CaptureContext([dataset], positions, rank, count) for rank in range(count)]
+    collectors = [source.start(context) for context in contexts]
+    for rank, collector in enumerate(collectors):
+        is_stream = isinstance(dataset, IterableDataset)
+        sampler = None if is_stream else DistributedSampler(dataset, count, rank, shuffle=False)
+        for batch in DataLoader(copy.deepcopy(dataset), batch_size, sampler=sampler):
+            collector.add(batch, 0)
+    sent = pickle.loads(pickle.dumps([collector.samples() for collector in collectors]))
+    return [collector.finish([sample for part in sent for sample in part]) for collector in collectors]
 
 
 class TestChoice:
@@ -147,162 +142,482 @@ class TestChoice:
         assert found(probes) == list(range(8))
         assert probes.indices == tuple(range(8))
         assert probes.names == tuple(f"#{i}" for i in range(8))
-        assert probes.labels is not None
-        assert probes.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
-        assert probes.notices == ()
+        assert labels_of(probes) == [0, 1, 2, 0, 1, 2, 0, 1]
+        assert probes.notices == probes.missing == ()
 
-    def test_indices_in_the_order_given(self) -> None:
+    def test_positions_in_the_order_given(self) -> None:
         probes = take(Numbered(), ValidationProbes(indices=[12, 3]))
 
         assert found(probes) == [12, 3]
         assert probes.names == ("#12", "#3")
+        assert probes.indices == (12, 3)
 
-    def test_the_shuffling_of_the_loader_does_not_matter(self) -> None:
-        assert found(take(Numbered(), shuffle=True)) == [0, 1, 2, 3]
+    def test_positions_count_what_passes(self) -> None:
+        probes = take(Numbered(), ValidationProbes(indices=[2, 0]), sampler=[15, 11, 17])
+
+        assert found(probes) == [17, 15]
+        assert probes.indices == (2, 0)
+
+    def test_position_that_never_passes(self) -> None:
+        probes = take(Numbered(), ValidationProbes(indices=[31, 3, 20]))
+
+        assert found(probes) == [3]
+        assert probes.missing == (31, 20)
+
+    def test_no_position_passes(self) -> None:
+        probes = take(Numbered(), ValidationProbes(indices=[31, 20]))
+
+        assert len(probes) == 0
+        assert probes.missing == (31, 20)
 
     def test_seed_fixes_a_random_choice(self) -> None:
         first, again, other = (take(Numbered(500), ValidationProbes(n=6, seed=seed)) for seed in (1, 1, 2))
 
         assert first.indices == again.indices
         assert first.indices != other.indices
-        assert first.indices != tuple(range(6))
-        assert found(first) == list(first.indices or ())
-        assert len(set(found(first))) == 6
+        assert found(first) == list(first.indices or ()) == sorted(set(first.indices or ()))
+        assert len(first) == 6
 
-    def test_the_indices_of_an_earlier_run_are_taken_again(self) -> None:
-        source = ValidationProbes(n=5, seed=3)
-        loader = DataLoader(Numbered(500), batch_size=4)
-        first = source.capture([loader], as_is)
+    def test_random_choice_is_even(self) -> None:
+        """Of 30 positions with 3 chosen, each is chosen in about 200 of 2000 seeds (standard deviation 13)."""
+        chosen = Counter[int]()
+        for seed in range(2000):
+            chosen.update(sorted(range(30), key=lambda position, seed=seed: random_key(seed, position))[:3])
 
-        again = ValidationProbes(n=2).capture([loader], as_is, indices=first.indices)
+        assert set(chosen) == set(range(30))
+        assert max(abs(times - 200) for times in chosen.values()) < 65
 
-        assert again.indices == first.indices
-        assert again.fingerprint == first.fingerprint
+    def test_positions_of_an_earlier_run_are_taken_again(self) -> None:
+        dataset = Numbered(50)
+        for source in (ValidationProbes(n=5, seed=3), ValidationProbes(per_class=2), ValidationProbes(indices=[9, 4])):
+            first = take(dataset, source)
+            again = collect(DataLoader(dataset, 4), ValidationProbes(n=2), CaptureContext([dataset], first.indices))
 
-    def test_second_loader_and_its_number_for_the_transfer(self) -> None:
-        seen: list[int] = []
-        loaders = [DataLoader(Numbered()), DataLoader(Numbered(start=100))]
+            assert again.indices == first.indices
+            assert again.fingerprint == first.fingerprint
 
-        def transfer(batch: Any, dataloader_idx: int) -> Any:
-            seen.append(dataloader_idx)
-            return batch[0] * 2, batch[1]
+    def test_positions_of_an_earlier_run_take_the_place_of_those_given(self) -> None:
+        context = CaptureContext(positions=(4, 1))
+        assert found(collect(DataLoader(Numbered()), ValidationProbes(indices=[2, 3]), context)) == [4, 1]
 
-        probes = ValidationProbes(n=2, dataloader_idx=1).capture(loaders, transfer)
-
-        assert seen == [1]
-        assert found(probes) == [200, 202]
-
-    def test_collate_fn_of_the_loader(self) -> None:
-        def collate(samples: list[Any]) -> Any:
-            return torch.stack([image + 0.5 for image, _ in samples]), torch.tensor([label for _, label in samples])
-
-        assert take(Numbered(), collate_fn=collate).images[:, 0, 0, 0].tolist() == [0.5, 1.5, 2.5, 3.5]
-
-    def test_fewer_samples_than_asked(self) -> None:
-        probes = take(Numbered(5), ValidationProbes(n=9))
-
-        assert found(probes) == [0, 1, 2, 3, 4]
-        assert probes.notices == ("9 probes were asked for and there are only 5 samples; all are taken.",)
-
-    def test_batch_sampler(self) -> None:
+    def test_an_earlier_run_without_samples_has_chosen_nothing(self) -> None:
         dataset = Numbered()
-        loader = DataLoader(dataset, batch_sampler=BatchSampler(SequentialSampler(dataset), 3, drop_last=False))
+        assert found(collect(DataLoader(dataset), ValidationProbes(n=2), CaptureContext([dataset], ()))) == [0, 1]
 
-        assert found(ValidationProbes(n=5).capture([loader], as_is)) == [0, 1, 2, 3, 4]
+    def test_only_one_loader_counts(self) -> None:
+        collector = ValidationProbes(n=3, dataloader_idx=1).start(CaptureContext([Numbered(), Numbered(start=100)]))
+        for loader_idx, dataset in ((0, Numbered()), (1, Numbered(start=100)), (0, Numbered())):
+            for batch in DataLoader(dataset, batch_size=2):
+                collector.add(batch, loader_idx)
 
-    def test_subset_sampler_keeps_to_its_part(self) -> None:
-        sampler = SubsetRandomSampler([15, 11, 17])
-
-        assert found(take(Numbered(), sampler=sampler)) == [15, 11, 17]
-
-    @pytest.mark.parametrize("source", [ValidationProbes(), ValidationProbes(per_class=1), ValidationProbes(seed=1)])
-    def test_empty_data_set(self, source: ProbeSource) -> None:
-        with pytest.raises(ValueError, match="loader 0 is empty"):
-            source.capture([DataLoader(Labelled(0), batch_size=2)], as_is)
-
-    def test_no_loader(self) -> None:
-        with pytest.raises(ValueError, match=r"no validation loader.*ImageProbes or TensorProbes"):
-            ValidationProbes().capture([], as_is)
+        assert found(collector.finish(collector.samples())) == [100, 101, 102]
 
     def test_loader_that_does_not_exist(self) -> None:
         with pytest.raises(ValueError, match=r"dataloader_idx=2.*there are 1"):
-            ValidationProbes(dataloader_idx=2).capture([DataLoader(Numbered())], as_is)
+            ValidationProbes(dataloader_idx=2).start(CaptureContext([Numbered()]))
 
-    def test_index_out_of_range(self) -> None:
-        with pytest.raises(ValueError, match=r"\[20, 31\] not in the data set.*20 samples"):
-            take(Numbered(20), ValidationProbes(indices=[3, 20, 31]))
+    def test_fewer_samples_than_asked(self) -> None:
+        for source in (ValidationProbes(n=9), ValidationProbes(n=9, seed=1)):
+            probes = take(Numbered(5), source)
 
-    def test_earlier_index_out_of_range(self) -> None:
-        with pytest.raises(ValueError, match=r"\[7\] not in the data set.*5 samples"):
-            ValidationProbes().capture([DataLoader(Numbered(5))], as_is, indices=[1, 7])
+            assert found(probes) == [0, 1, 2, 3, 4]
+            assert probes.notices == ("9 probes were asked for and only 5 such samples passed; all are taken.",)
 
-    def test_a_sample_that_vanishes_on_the_way(self) -> None:
-        with pytest.raises(ValueError, match="4 samples became 3 images"):
-            ValidationProbes(n=4).capture([DataLoader(Numbered())], lambda batch, _: (batch[0][:3], batch[1][:3]))
+    @pytest.mark.parametrize("options", [{}, {"per_class": 1}, {"seed": 1}, {"n": 3, "per_class": 1, "seed": 1}])
+    def test_empty_validation_is_no_error(self, options: dict[str, Any]) -> None:
+        probes = take(Numbered(0), ValidationProbes(**options), sampler=[])
+
+        assert len(probes) == 0
+        assert probes.labels is None
+        assert probes.notices == probes.missing == ()
+
+    def test_images_that_differ_in_size(self) -> None:
+        batches = [torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 5, 5), torch.zeros(1, 3, 6, 6)]
+
+        with pytest.raises(ValueError, match=r"#0 is \(3, 4, 4\) of torch.float32, #1 is \(3, 5, 5\).*resize"):
+            collect(batches, ValidationProbes(n=2))
+        assert collect(batches, ValidationProbes(indices=[2])).images.shape == (1, 3, 6, 6)
 
 
 class TestPerClass:
     def test_ordered_by_class(self) -> None:
-        dataset = Labelled()
-        probes = take(dataset, ValidationProbes(per_class=2))
-
-        assert found(probes) == [0, 3, 1, 4, 2, 5]
-        assert dataset.loaded == 6, "the labels were at hand, so only the probes should have been loaded"
+        assert found(take(Numbered(), ValidationProbes(per_class=2))) == [0, 3, 1, 4, 2, 5]
 
     def test_n_is_the_most(self) -> None:
-        probes = take(Labelled(), ValidationProbes(n=4, per_class=2))
+        probes = take(Numbered(), ValidationProbes(n=5, per_class=2))
 
-        assert found(probes) == [0, 3, 1, 4]
-        assert any("n=4 leaves out 2" in notice for notice in probes.notices)
+        assert found(probes) == [0, 3, 1, 4, 2]
+        assert probes.notices == ()
+
+    def test_a_class_that_comes_late(self) -> None:
+        labels = [2] * 8 + [1] * 8 + [0]
+        dataset = TensorDataset(torch.stack([pixels(index) for index in range(17)]), torch.tensor(labels))
+
+        assert found(take(dataset, ValidationProbes(n=4, per_class=2))) == [16, 8, 9, 0]
 
     def test_seed(self) -> None:
-        first, again = (take(Labelled(300), ValidationProbes(per_class=2, seed=7)) for _ in range(2))
+        first, again = (take(Numbered(300), ValidationProbes(per_class=2, seed=7)) for _ in range(2))
 
         assert first.indices == again.indices
-        assert first.indices != (0, 3, 1, 4, 2, 5)
-        assert [index % CLASSES for index in first.indices or ()] == [0, 0, 1, 1, 2, 2]
-
-    def test_through_subset_of_random_split_of_concat(self) -> None:
-        joined = ConcatDataset([Labelled(9), Labelled(11, start=9)])
-        part, _ = random_split(joined, [15, 5], generator=torch.Generator().manual_seed(2))
-        dataset = Subset(part, torch.arange(14, -1, -1).tolist())
-        probes = take(dataset, ValidationProbes(per_class=2))
-
-        assert [number % CLASSES for number in found(probes)] == [0, 0, 1, 1, 2, 2]
-        assert probes.labels is not None
-        assert probes.labels.tolist() == [0, 0, 1, 1, 2, 2]
-        assert probes.class_names == ("ant", "bee", "cat")
-        assert sum(leaf.loaded for leaf in joined.datasets) == 6
-
-    def test_scans_when_there_are_no_labels(self) -> None:
-        dataset = Numbered(7)
-        probes = take(dataset, ValidationProbes(per_class=2))
-
-        assert found(probes) == [0, 3, 1, 4, 2, 5]
-        assert any("7 samples were loaded" in notice for notice in probes.notices)
-
-    def test_scan_ends_when_every_class_is_complete(self) -> None:
-        dataset = Numbered(5000)
-        dataset.classes = ["ant", "bee", "cat"]
-        take(dataset, ValidationProbes(per_class=1))
-
-        assert dataset.loaded == 3 + 3
+        assert found(first) != [0, 3, 1, 4, 2, 5]
+        assert labels_of(first) == [0, 0, 1, 1, 2, 2]
 
     def test_class_with_too_few_samples(self) -> None:
-        probes = take(Labelled(4), ValidationProbes(per_class=2))
+        dataset = Numbered(4)
+        dataset.classes = ["ant", "bee", "cat", "dog"]
+        probes = take(dataset, ValidationProbes(per_class=2))
 
         assert found(probes) == [0, 3, 1, 2]
-        assert any("fewer samples: 1 has 1, 2 has 1" in notice for notice in probes.notices)
+        assert probes.notices == ("8 probes were asked for and only 4 such samples passed; all are taken.",)
 
-    def test_target_transform_counts(self) -> None:
-        dataset = Labelled()
-        dataset.target_transform = lambda label: int(label > 0)
+    def test_one_hot(self) -> None:
+        dataset = Shaped(lambda image, label: (image, torch.eye(CLASSES)[label]))
 
-        assert found(take(dataset, ValidationProbes(per_class=2))) == [0, 3, 1, 2]
+        assert found(take(dataset, ValidationProbes(per_class=1))) == [0, 1, 2]
 
-    def test_labels_that_are_no_classes(self) -> None:
-        with pytest.raises(ValueError, match=r"sample 0 has no class index.*label_key"):
-            take(Shaped(lambda image, label: (image, label + 0.5)), ValidationProbes(per_class=1))
+    @pytest.mark.parametrize("shape", [lambda x, y: (x, y + 0.5), lambda x, y: (x, "ant"), lambda x, y: x])
+    def test_labels_that_are_no_classes(self, shape: Any) -> None:
+        with pytest.raises(ValueError, match=r"per_class: .*no class indices.*label_key"):
+            take(Shaped(shape), ValidationProbes(per_class=1))
+
+
+SOURCES = [
+    ValidationProbes(n=7),
+    ValidationProbes(n=7, seed=4),
+    ValidationProbes(indices=[14, 3, 22, 4]),
+    ValidationProbes(per_class=2),
+    ValidationProbes(per_class=3, seed=4),
+    ValidationProbes(n=4, per_class=3, seed=4),
+]
+
+
+class TestProcesses:
+    @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.describe())
+    @pytest.mark.parametrize("count", [2, 3, 4])
+    def test_same_choice_for_any_number_of_them(self, source: ProbeSource, count: int) -> None:
+        """19 samples and up to 4 processes, so that the last ones are dealt out twice."""
+        alone = take(Numbered(19), source)
+        for probes in take_in_processes(count, Numbered(19), source):
+            assert found(probes) == found(alone) == list(probes.indices or ())
+            assert probes.fingerprint == alone.fingerprint
+            assert (probes.names, probes.missing) == (alone.names, alone.missing)
+            assert probes.notices == alone.notices
+
+    def test_repeats_are_not_taken_twice(self) -> None:
+        for probes in take_in_processes(4, Numbered(5), ValidationProbes(n=8)):
+            assert found(probes) == [0, 1, 2, 3, 4]
+
+    def test_oversampling_is_no_repeat(self) -> None:
+        assert found(take(Numbered(3), ValidationProbes(n=5), sampler=[0, 1, 2, 0, 1])) == [0, 1, 2, 0, 1]
+
+    def test_positions_of_an_earlier_run_with_another_number_of_processes(self) -> None:
+        first = take_in_processes(3, Numbered(19), ValidationProbes(n=5, seed=2))[0]
+        again = take_in_processes(2, Numbered(19), ValidationProbes(), positions=first.indices)[1]
+
+        assert again.fingerprint == first.fingerprint
+
+    def test_streams_are_not_dealt_out(self) -> None:
+        """Each process reads them all; the first process's samples are taken, each once."""
+        for probes in take_in_processes(2, Stream(20), ValidationProbes(n=5)):
+            assert found(probes) == [0, 1, 2, 3, 4]
+
+    def test_process_without_a_sample(self) -> None:
+        one, other = (ValidationProbes(n=3).start(CaptureContext(rank=rank, world_size=2)) for rank in (0, 1))
+        one.add((torch.zeros(2, 3, 4, 5), torch.zeros(2)), 0)
+
+        assert other.samples() == []
+        assert other.finish([*one.samples(), *other.samples()]).indices == (0, 2)
+
+    def test_what_fails_in_one_is_said_when_samples_are_asked_for(self) -> None:
+        collector = ValidationProbes(n=3).start(CaptureContext())
+        collector.add({"photo": torch.zeros(2, 3, 4, 5)}, 0)
+
+        assert collector.is_complete
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"image_key='image'.*'photo'"):
+                collector.samples()
+
+
+class Strict(Dataset[Any]):
+    """May be asked for its length and for plain attributes, and is read by its loader alone."""
+
+    classes = ("ant", "bee", "cat")
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __len__(self) -> int:
+        self.asked.append("length")
+        return 20
+
+    def __getitem__(self, index: int) -> Any:
+        raise AssertionError("a sample was read")
+
+    @property
+    def dataset(self) -> Any:
+        raise AssertionError("a file was opened")
+
+    data = datasets = transform = transforms = dataset
+
+
+class TestCollecting:
+    """What passes by is left as it is, and no more of it is kept than needed."""
+
+    @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.describe())
+    def test_no_generator_moves_and_no_data_set_is_read(self, source: ProbeSource) -> None:
+        torch.manual_seed(3), random.seed(3), np.random.seed(3)
+        before = torch.get_rng_state().tolist(), random.getstate(), np.random.get_state(legacy=False)["state"]["pos"]
+        collector = source.start(CaptureContext([Strict()]))
+        for start in range(0, 30, 6):
+            collector.add((torch.stack([pixels(start + i) for i in range(6)]), torch.arange(6) % CLASSES), 0)
+        probes = collector.finish(collector.samples())
+        after = torch.get_rng_state().tolist(), random.getstate(), np.random.get_state(legacy=False)["state"]["pos"]
+
+        assert probes.class_names == ("ant", "bee", "cat")
+        assert before == after
+
+    @pytest.mark.parametrize(
+        ("source", "batches"),
+        [
+            (ValidationProbes(n=6), 1),
+            (ValidationProbes(n=7), 2),
+            (ValidationProbes(indices=[9, 3]), 2),
+            (ValidationProbes(indices=[3, 40]), 5),
+            (ValidationProbes(per_class=4), 2),
+            (ValidationProbes(n=4, per_class=4), 2),
+            (ValidationProbes(n=4, seed=1), None),
+            (ValidationProbes(per_class=4, seed=1), None),
+        ],
+    )
+    def test_is_complete_as_soon_as_nothing_more_can_be_wanted(self, source: ProbeSource, batches: int | None) -> None:
+        dataset = Numbered(30)
+        dataset.classes = ["ant", "bee", "cat"]
+        collector = source.start(CaptureContext([dataset]))
+        done = []
+        for batch in DataLoader(dataset, batch_size=6):
+            done.append(collector.is_complete)
+            collector.add(batch, 0)
+        wanted = 5 if batches is None or 40 in (getattr(source, "indices", None) or ()) else batches
+
+        assert done == [place >= wanted for place in range(5)]
+        assert collector.is_complete == (batches is not None and wanted < 5)
+
+    @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.describe())
+    def test_no_sample_too_many_is_kept(self, source: ProbeSource) -> None:
+        dataset = Numbered(60)
+        dataset.classes = ["ant", "bee", "cat"]
+        most = {"n": source.n, "per_class": 3 * (source.per_class or 0), "indices": len(source.indices or ())}
+        most_kept = min(number for number in most.values() if number)
+        collector = source.start(CaptureContext([dataset]))
+        for batch in DataLoader(dataset, batch_size=6):
+            collector.add(batch, 0)
+            assert len(collector.samples()) <= most_kept
+        assert len(collector.samples()) == most_kept
+
+    def test_batches_are_not_kept_alive(self) -> None:
+        class Batch(dict[str, Any]):
+            @property
+            def images(self) -> Any:
+                try:
+                    return self["photo"].missing
+                except AttributeError as error:
+                    raise ValueError("no such image") from error
+
+            def __contains__(self, key: object) -> bool:
+                return super().__contains__(key) or ("photo" in self.keys() and self.images)
+
+        def give(collector: Any, **entries: Any) -> list[weakref.ref[Any]]:
+            batch = Batch(entries)
+            collector.add(batch, 0)
+            return [weakref.ref(batch), *map(weakref.ref, entries.values())]
+
+        gc.disable()
+        try:
+            collector = ValidationProbes(n=3).start(CaptureContext())
+            gone = give(collector, image=torch.zeros(6, 3, 4, 5), label=torch.zeros(6))
+            gone += give(ValidationProbes(n=3).start(CaptureContext()), image=torch.zeros(6), label=torch.zeros(6))
+            gone += give(ValidationProbes(n=3).start(CaptureContext()), photo=torch.zeros(6, 3, 4, 5))
+            assert [reference() for reference in gone] == [None] * 8
+        finally:
+            gc.enable()
+        assert len(collector.samples()) == 3
+
+    def test_copies_have_memory_of_their_own(self) -> None:
+        images = torch.zeros(9, 3, 4, 5, requires_grad=True).to(memory_format=torch.channels_last)
+        labels = torch.zeros(9)
+        collector = ValidationProbes(n=4).start(CaptureContext())
+        collector.add((images, labels), 0)
+        with torch.no_grad():
+            images.fill_(7), labels.fill_(1)
+        for sample in collector.samples():
+            assert not sample.image.any()
+            assert sample.image.is_contiguous()
+            assert sample.image.untyped_storage().nbytes() == 3 * 4 * 5 * 4
+            assert sample.label is not None
+            assert not sample.label.any()
+            assert not sample.image.requires_grad
+        probes = collector.finish(collector.samples())
+        assert (probes.images.is_contiguous(), probes.images.requires_grad) == (True, False)
+
+    @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+    def test_images_are_free_of_the_context(self, context: Any) -> None:
+        with context():
+            collector = ValidationProbes(n=4).start(CaptureContext())
+            collector.add((torch.rand(9, 3, 4, 5), torch.zeros(9)), 0)
+            samples = collector.samples()
+            probes = collector.finish(samples)
+            own = TensorProbes(torch.zeros(1, 3, 4, 4)).start(CaptureContext()).finish([])
+
+        for tensor in (probes.images, probes.labels, own.images, *(sample.image for sample in samples)):
+            assert tensor is not None
+            assert not tensor.is_inference()
+        probes.images.requires_grad_(), own.images.requires_grad_()
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.int64])
+    def test_dtype_is_kept_and_subclasses_are_not(self, dtype: torch.dtype) -> None:
+        class Own(Tensor):
+            pass
+
+        images = torch.ones(4, 3, 4, 5, dtype=dtype).as_subclass(Own)
+        collector = ValidationProbes(n=4).start(CaptureContext())
+        collector.add([images, images[:, 0, 0]], 0)
+
+        for sample in collector.samples():
+            assert type(sample.image) is Tensor
+            assert sample.image.dtype == dtype
+        assert collector.finish(collector.samples()).images.dtype == dtype
+        if dtype.is_floating_point:
+            assert type(TensorProbes(images).start(CaptureContext()).finish([]).images) is Tensor
+
+    @pytest.mark.gpu
+    def test_on_the_device(self) -> None:
+        batches = [tuple(part.cuda() for part in batch) for batch in DataLoader(Numbered(), batch_size=6)]
+        for source in SOURCES:
+            probes, expected = collect(batches, source), take(Numbered(), source)
+
+            assert probes.images.device.type == "cpu"
+            assert probes.fingerprint == expected.fingerprint
+
+
+class TestLoaders:
+    """Batches of real loaders, of every kind that Lightning takes."""
+
+    def test_stream(self) -> None:
+        probes = take(Stream(), ValidationProbes(n=8), batch_size=3)
+
+        assert found(probes) == list(range(8))
+        assert labels_of(probes) == [0, 1, 2, 0, 1, 2, 0, 1]
+        assert take(Stream(5), ValidationProbes(n=8), batch_size=3, drop_last=True).indices == (0, 1, 2)
+        assert found(take(Stream(), ValidationProbes(indices=[11, 2]))) == [11, 2]
+        assert found(take(Stream(), ValidationProbes(per_class=2))) == [0, 3, 1, 4, 2, 5]
+
+    def test_workers_that_prepare_their_data_set(self) -> None:
+        class Opened(Numbered):
+            offset = None
+
+            def __getitem__(self, index: int) -> Any:
+                image, label = super().__getitem__(index)
+                return image + self.offset, label
+
+        def open_it(worker: int) -> None:
+            get_worker_info().dataset.offset = 100
+
+        probes = take(Opened(), ValidationProbes(n=3), num_workers=1, worker_init_fn=open_it)
+
+        assert found(probes) == [100, 101, 102]
+
+    def test_keys_that_are_no_numbers(self) -> None:
+        class Keyed(Numbered):
+            def __getitem__(self, key: Any) -> Any:
+                return super().__getitem__(int(key.removeprefix("k")))
+
+        class Keys(Sampler[str]):
+            def __iter__(self) -> Iterator[str]:
+                return iter(f"k{index}" for index in range(20))
+
+        assert found(take(Keyed(), ValidationProbes(indices=[7, 5]), sampler=Keys())) == [7, 5]
+
+    def test_ready_batches(self) -> None:
+        class Table(Dataset[Any]):
+            def __getitem__(self, indices: list[int]) -> Any:
+                return torch.stack([pixels(index) for index in indices]), torch.tensor(indices) % CLASSES
+
+        sampler = BatchSampler(SequentialSampler(range(10)), 4, drop_last=False)
+
+        assert found(take(Table(), ValidationProbes(n=5), batch_size=None, sampler=sampler)) == [0, 1, 2, 3, 4]
+
+    def test_batch_sampler_and_collate_fn(self) -> None:
+        def collate(samples: list[Any]) -> Any:
+            assert len(samples) == 3
+            return torch.stack([image + 100 for image, _ in samples]), torch.tensor([label for _, label in samples])
+
+        dataset = Numbered(12)
+        loader = DataLoader(
+            dataset, batch_sampler=BatchSampler(SequentialSampler(dataset), 3, True), collate_fn=collate
+        )
+
+        assert found(collect(loader, ValidationProbes(n=4))) == [100, 101, 102, 103]
+
+    def test_any_iterable_of_batches(self) -> None:
+        generator = ((torch.stack([pixels(2 * i), pixels(2 * i + 1)]), torch.tensor([0, 1])) for i in range(3))
+
+        assert found(collect(generator, ValidationProbes(n=3))) == [0, 1, 2]
+
+
+class TestPreview:
+    def batch(self, dataset: Any) -> Any:
+        return next(iter(DataLoader(dataset, batch_size=6)))
+
+    def test_first_images_of_a_batch(self) -> None:
+        for source in (ValidationProbes(), ValidationProbes(indices=[50]), ValidationProbes(n=3, seed=1)):
+            for loader_idx in (0, None):
+                probes = source.start(CaptureContext([Numbered()])).preview(self.batch(Numbered()), loader_idx, 4)
+                assert probes is not None
+                assert found(probes) == [0, 1, 2, 3]
+                assert labels_of(probes) == [0, 1, 2, 0]
+                assert (probes.indices, probes.notices, probes.missing) == (None, (), ())
+
+    def test_each_process_takes_its_own_batch(self) -> None:
+        collector = ValidationProbes().start(CaptureContext([Numbered(4)], rank=1, world_size=2))
+        probes = collector.preview(self.batch(Numbered(start=40)), 0, 4)
+
+        assert probes is not None
+        assert found(probes) == [40, 41, 42, 43]
+        assert probes.names == ("#0", "#1", "#2", "#3")
+
+    def test_leaves_the_collector_as_it_is(self) -> None:
+        collector = ValidationProbes(n=3).start(CaptureContext([Numbered()]))
+        collector.preview(self.batch(Numbered(start=40)), 0, 4)
+        collector.preview({"other": 1}, None, 4)
+        assert not collector.is_complete
+        collector.add(self.batch(Numbered()), 0)
+
+        assert found(collector.finish(collector.samples())) == [0, 1, 2]
+
+    def test_other_loader(self) -> None:
+        collector = ValidationProbes(dataloader_idx=1).start(CaptureContext())
+
+        assert collector.preview(self.batch(Numbered()), 0, 4) is None
+        assert collector.preview(self.batch(Numbered()), None, 4) is not None
+
+    def test_training_batch_may_be_of_another_form(self) -> None:
+        collector = ValidationProbes(per_class=1).start(CaptureContext())
+        two_views = [[torch.zeros(6, 3, 4, 5)] * 2, torch.zeros(6)]
+
+        assert collector.preview(two_views, None, 4) is None
+        assert collector.preview((torch.zeros(6, 3, 4, 5), torch.rand(6)), None, 4) is not None
+        with pytest.raises(ValueError, match="have to be images"):
+            collector.preview(two_views, 0, 4)
+        with pytest.raises(ValueError, match="per_class"):
+            collector.preview((torch.zeros(6, 3, 4, 5), torch.rand(6)), 0, 4)
+
+    def test_own_images_are_all_there_is(self) -> None:
+        collector = TensorProbes(torch.zeros(2, 3, 4, 5)).start(CaptureContext())
+        probes = collector.preview(self.batch(Numbered()), None, 1)
+
+        assert collector.is_complete
+        assert collector.samples() == []
+        assert probes is collector.finish([])
 
 
 class TestBatches:
@@ -319,7 +634,12 @@ class TestBatches:
             (lambda x, y: {"photo": x, "truth": y}, {"image_key": "photo", "label_key": "truth"}),
             (lambda x, y: {0: x, 1: y}, {"image_key": 0, "label_key": 1}),
             (lambda x, y: (y, x), {"image_key": 1, "label_key": 0}),
+            (lambda x, y: (y, x), {"image_key": 1}),
             (lambda x, y: (x, 0.5, y), {"label_key": -1}),
+            (lambda x, y: (x, y, 100 * y), {"label_key": 1}),
+            (lambda x, y: {"pixel_values": x, "labels": y}, {}),
+            (lambda x, y: {"index": y, "A": {"image": x, "label": y}}, {"image_key": "A.image"}),
+            (lambda x, y: {"x.y": x, "A": [0, {"z": y}]}, {"image_key": "x.y", "label_key": "A.1.z"}),
             (pair, {}),
             (lambda x, y: TestBatches.twisted(y, x), {"image_key": "photo", "label_key": "truth"}),
         ],
@@ -328,9 +648,58 @@ class TestBatches:
         probes = take(Shaped(shape), ValidationProbes(n=4, **keys))
 
         assert found(probes) == [0, 1, 2, 3]
-        assert probes.labels is not None
-        assert probes.labels.tolist() == [0, 1, 2, 0]
+        assert labels_of(probes) == [0, 1, 2, 0]
         assert probes.notices == ()
+
+    @pytest.mark.parametrize(
+        ("entries", "labels", "is_said"),
+        [
+            (lambda x, y, i: (x, i, y), [0, 1, 2, 0], True),  # the second one counts the samples
+            (lambda x, y, i: (x, 50 + 2 * i, y), [0, 1, 2, 0], True),
+            (lambda x, y, i: (x, 0.5, y), [0, 1, 2, 0], True),  # it is no class
+            (lambda x, y, i: (x, y, y // 2), [0, 1, 2, 0], True),  # both may be
+            (lambda x, y, i: (x, 0, y), [0, 0, 0, 0], True),
+            (lambda x, y, i: (x, i, 50 + i), [0, 1, 2, 3], True),  # neither is likely: by custom the second one
+            (lambda x, y, i: (x, y, i), [0, 1, 2, 0], False),
+            (lambda x, y, i: (x, y, 0.5), [0, 1, 2, 0], False),
+            (lambda x, y, i: (x, y, "a.png", {"width": 5}), [0, 1, 2, 0], False),
+            (lambda x, y, i: {"image": x, "label": y, "target": y // 2}, [0, 1, 2, 0], True),
+        ],
+    )
+    def test_several_entries_that_may_be_labels(self, entries: Any, labels: list[int], is_said: bool) -> None:
+        class Several(Numbered):
+            def __getitem__(self, index: int) -> Any:
+                return entries(*super().__getitem__(index), index)
+
+        probes = take(Several())
+
+        assert labels_of(probes) == labels
+        assert ["label_key" in notice for notice in probes.notices] == [True] * is_said
+
+    def test_two_samples_are_enough_to_know_a_count(self) -> None:
+        batch = (torch.zeros(2, 3, 4, 5), torch.tensor([0, 1]), torch.tensor([2, 1]))
+
+        assert labels_of(collect([batch], ValidationProbes(n=2))) == [2, 1]
+
+    def test_labels_of_some_are_no_labels(self) -> None:
+        images = torch.zeros(2, 3, 4, 5)
+        batches = [(images, torch.tensor([0, 1])), (images, torch.zeros(2, 4, 5)), (images, torch.zeros(2, 4, 5))]
+        probes = collect(batches, ValidationProbes(n=6))
+
+        assert probes.labels is None
+        assert ["no class indices (a tensor (2, 4, 5)" in notice for notice in probes.notices] == [True]
+
+    def test_labels_stay_in_the_entry_of_the_first_batch(self) -> None:
+        first = (torch.zeros(3, 3, 4, 5), torch.tensor([0, 1, 2]), torch.tensor([2, 2, 1]))
+        second = (torch.zeros(3, 3, 4, 5), torch.tensor([5, 3, 4]), torch.tensor([0, 0, 1]))
+
+        assert labels_of(collect([first, second], ValidationProbes(n=6))) == [2, 2, 1, 0, 0, 1]
+
+    def test_batch_that_makes_entries_when_asked(self) -> None:
+        batch: defaultdict[str, Any] = defaultdict(list, photo=torch.zeros(4, 3, 4, 5))
+        collect([batch], ValidationProbes(n=2, image_key="photo"))
+
+        assert list(batch) == ["photo"]
 
     @pytest.mark.parametrize("slots", [False, True])
     def test_dataclass(self, slots: bool) -> None:
@@ -378,15 +747,21 @@ class TestBatches:
             take(Shaped(shape), ValidationProbes(n=2, **keys))
 
     def test_images_without_a_channel_axis(self) -> None:
-        assert take(Shaped(lambda x, y: (x[0], y))).images.shape == (4, 1, 4, 5)
+        """The model gets them as they are; for a panel there is a channel."""
+        probes = take(Shaped(lambda x, y: (x[0], y)))
+
+        assert probes.images.shape == (4, 4, 5)
+        assert probes.displayed.shape == (4, 1, 4, 5)
+        assert torch.equal(probes.displayed[:, 0], probes.images)
+        assert take(Numbered()).displayed.shape == (4, 3, 4, 5)
 
     @pytest.mark.parametrize(
         ("shape", "message"),
         [
-            (lambda x, y: (x.flatten(), y), r"tensor \(4, 60\) of torch.float32"),
-            (lambda x, y: (x[None], y), r"tensor \(4, 1, 3, 4, 5\)"),
-            (lambda x, y: ("a.png", y), "a.png"),
-            (lambda x, y: ((x, x), y), "list"),
+            (lambda x, y: (x.flatten(), y), r"tensor \(6, 60\) of torch.float32"),
+            (lambda x, y: (x[None], y), r"tensor \(6, 1, 3, 4, 5\)"),
+            (lambda x, y: ("a.png", y), "a tuple of 6, the first of them 'a.png'"),
+            (lambda x, y: ((x, x), y), "list of 2, the first of them a tensor"),
         ],
     )
     def test_no_images(self, shape: Any, message: str) -> None:
@@ -436,262 +811,6 @@ class TestBatches:
         assert probes.labels is None
         assert found(probes) == [0, 1, 2, 3]
         assert "no class indices" in probes.notices[0]
-
-
-class TestStreams:
-    def test_first_samples_of_the_first_batches(self) -> None:
-        probes = take(Stream(), ValidationProbes(n=8), batch_size=3)
-
-        assert found(probes) == list(range(8))
-        assert probes.labels is not None
-        assert probes.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
-        assert probes.indices is None
-        assert probes.names[7] == "#7"
-
-    def test_position_does_not_move(self) -> None:
-        dataset = Stream()
-        probes = take(dataset, ValidationProbes(n=8), batch_size=3)
-
-        assert probes.notices == ()
-        assert dataset.position == 0
-
-    def test_persistent_workers_do_not_move(self) -> None:
-        loader = DataLoader(Stream(6), batch_size=2, num_workers=1, persistent_workers=True)
-        seen = iter(loader)
-        first = next(seen)[0]
-
-        probes = ValidationProbes(n=3).capture([loader], as_is)
-        rest = [int(image.flatten()[0]) for images, _ in seen for image in images]
-
-        assert found(probes) == [0, 1, 2]
-        assert [int(image.flatten()[0]) for image in first] + rest == [0, 1, 2, 3, 4, 5]
-
-    def test_data_set_that_cannot_be_copied(self) -> None:
-        dataset = Stream()
-        dataset.socket = (number for number in ())
-
-        probes = take(dataset, ValidationProbes(n=4), batch_size=2)
-
-        assert found(probes) == [0, 1, 2, 3]
-        assert "Stream cannot be copied" in probes.notices[0]
-
-    def test_ready_batches_from_the_data_set(self) -> None:
-        class Batches(Numbered):
-            def __getitem__(self, index: int) -> Any:
-                return torch.stack([pixels(2 * index), pixels(2 * index + 1)]), torch.tensor([0, 1])
-
-        probes = take(Batches(), ValidationProbes(n=3), batch_size=None)
-
-        assert found(probes) == [0, 1, 2]
-        assert probes.indices is None
-
-    def test_ready_batches_from_the_sampler(self) -> None:
-        class Table(Dataset[Any]):
-            def __getitem__(self, indices: list[int]) -> Any:
-                return torch.stack([pixels(index) for index in indices]), torch.tensor(indices) % CLASSES
-
-        sampler = BatchSampler(SequentialSampler(range(10)), 4, drop_last=False)
-
-        assert found(take(Table(), ValidationProbes(n=5), batch_size=None, sampler=sampler)) == [0, 1, 2, 3, 4]
-
-    def test_data_set_without_a_length(self) -> None:
-        class Endless(Dataset[Any]):
-            def __getitem__(self, index: int) -> Any:
-                return pixels(index), 0
-
-        assert found(take(Endless(), ValidationProbes(n=3), batch_size=2, sampler=range(4, 9))) == [4, 5, 6]
-
-    def test_any_iterable_of_batches(self) -> None:
-        batches = [(torch.stack([pixels(2 * i), pixels(2 * i + 1)]), torch.tensor([0, 1])) for i in range(3)]
-
-        assert found(ValidationProbes(n=3).capture([batches], as_is)) == [0, 1, 2]  # type: ignore[list-item]
-
-    def test_no_more_is_read_than_needed(self) -> None:
-        class Endless:
-            read = 0
-
-            def __iter__(self) -> Iterator[Tensor]:
-                while True:
-                    self.read += 1
-                    yield torch.zeros(2, 3, 4, 5)
-
-        endless = Endless()
-        ValidationProbes(n=4).capture([endless], as_is)  # type: ignore[list-item]
-
-        assert endless.read == 2
-
-    def test_iterator_is_not_used_up(self) -> None:
-        batches = iter([(torch.stack([pixels(i)]), torch.tensor([0])) for i in range(3)])
-
-        class Once:
-            def __init__(self) -> None:
-                self.left = [pixels(i)[None] for i in range(3)]
-
-            def __iter__(self) -> Once:
-                return self
-
-            def __next__(self) -> Tensor:
-                if not self.left:
-                    raise StopIteration
-                return self.left.pop(0)
-
-        once = Once()
-        assert found(ValidationProbes(n=2).capture([once], as_is)) == [0, 1]  # type: ignore[list-item]
-        assert len(once.left) == 3
-
-        generator = (batch for batch in batches)
-        with pytest.raises(ValueError, match=r"generator.*only once and cannot be copied"):
-            ValidationProbes(n=2).capture([generator], as_is)  # type: ignore[list-item]
-        assert len(list(generator)) == 3
-
-    def test_not_iterable(self) -> None:
-        with pytest.raises(ValueError, match="cannot be iterated over"):
-            ValidationProbes().capture([7], as_is)  # type: ignore[list-item]
-
-    def test_fewer_samples_than_asked(self) -> None:
-        probes = take(Stream(5), ValidationProbes(n=8), batch_size=3, drop_last=True)
-
-        assert found(probes) == [0, 1, 2, 3, 4]
-        assert "only 5 samples" in probes.notices[0]
-
-    def test_empty(self) -> None:
-        with pytest.raises(ValueError, match="loader 0 is empty"):
-            take(Stream(0))
-
-    @pytest.mark.parametrize(("option", "value"), [("indices", [1, 2]), ("per_class", 1)])
-    def test_samples_cannot_be_chosen(self, option: str, value: Any) -> None:
-        with pytest.raises(ValueError, match=f"{option}.*only be read in order.*Use n"):
-            take(Stream(), ValidationProbes(**{option: value}))
-
-    def test_images_that_differ_in_size(self) -> None:
-        batches = [torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 5, 5)]
-        with pytest.raises(ValueError, match=r"differ in size.*\(3, 4, 4\), \(3, 5, 5\)"):
-            ValidationProbes(n=2).capture([batches], as_is)  # type: ignore[list-item]
-
-
-class TestNoTrace:
-    @pytest.mark.parametrize("settings", [{}, {"num_workers": 2, "persistent_workers": True}])
-    def test_generators_stay_and_the_bits_repeat(self, settings: dict[str, Any]) -> None:
-        dataset, generator = Noisy(), torch.Generator().manual_seed(1)
-        loader = DataLoader(dataset, batch_size=4, shuffle=True, generator=generator, **settings)
-        if settings:
-            next(iter(loader))  # the workers run, and are in the middle of an epoch
-
-        prints = []
-        for round_ in range(2):
-            torch.manual_seed(round_), random.seed(round_), np.random.seed(round_)
-            before = global_states() + own_states(dataset) + [generator.get_state().numpy().tobytes()]
-            prints.append(ValidationProbes(n=3).capture([loader], as_is).fingerprint)
-            assert global_states() + own_states(dataset) + [generator.get_state().numpy().tobytes()] == before
-
-        assert prints[0] == prints[1]
-
-    def test_an_earlier_choice_gives_the_same_bits_although_it_needs_no_scan(self) -> None:
-        loader = DataLoader(Noisy(), batch_size=4)
-        source = ValidationProbes(per_class=2)
-        first = source.capture([loader], as_is)
-        again = source.capture([loader], as_is, indices=first.indices)
-
-        assert "samples were loaded" in first.notices[0]
-        assert again.notices == ()
-        assert again.fingerprint == first.fingerprint
-
-    def test_seed_reaches_the_random_transforms(self) -> None:
-        prints = {take(Noisy(3), ValidationProbes(n=3, seed=seed)).fingerprint for seed in (0, 1, 2)}
-
-        assert len(prints) == 3
-
-    def test_sampler_of_ready_batches_stays(self) -> None:
-        generator = torch.Generator().manual_seed(1)
-        images = torch.stack([pixels(index) for index in range(12)])
-        sampler = torch.utils.data.RandomSampler(range(12), generator=generator)
-        loader = DataLoader(TensorDataset(images), batch_size=None, sampler=BatchSampler(sampler, 4, drop_last=False))
-        before = [*global_states(), generator.get_state().numpy().tobytes()]
-        first, again = (ValidationProbes(n=3).capture([loader], as_is) for _ in range(2))
-
-        assert [*global_states(), generator.get_state().numpy().tobytes()] == before
-        assert first.fingerprint == again.fingerprint
-
-    def test_stream(self) -> None:
-        class NoisyStream(Noisy, IterableDataset[Any]):
-            def __iter__(self) -> Iterator[Any]:
-                return (self[index] for index in range(20))
-
-        dataset = NoisyStream()
-        before = global_states() + own_states(dataset)
-        first, again = (take(dataset) for _ in range(2))
-
-        assert global_states() + own_states(dataset) == before
-        assert first.fingerprint == again.fingerprint
-
-    def test_generators_stay_when_the_data_set_raises(self) -> None:
-        class Broken(Noisy):
-            def __getitem__(self, index: int) -> Any:
-                super().__getitem__(index)
-                raise RuntimeError("disk on fire")
-
-        dataset = Broken()
-        before = global_states() + own_states(dataset)
-        with pytest.raises(RuntimeError, match="disk on fire"):
-            take(dataset)
-
-        assert global_states() + own_states(dataset) == before
-
-    def test_random_transform_of_files(self, tmp_path: Path) -> None:
-        Image.new("RGB", (8, 8), (200, 0, 0)).save(tmp_path / "a.png")
-        source = ImageProbes(tmp_path, transform=v2.Compose([v2.PILToTensor(), lambda x: x + torch.rand(x.shape)]))
-        before = global_states()
-        prints = {source.capture([], as_is).fingerprint for _ in range(2)}
-
-        assert len(prints) == 1
-        assert global_states() == before
-
-    @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-    def test_images_are_free_of_the_context(self, context: Any) -> None:
-        with context():
-            from_data = take(Numbered())
-            from_tensor = TensorProbes(torch.zeros(1, 3, 4, 4)).capture([], as_is)
-
-        for probes in (from_data, from_tensor):
-            assert not probes.images.is_inference()
-            probes.images.requires_grad_()
-
-    def test_images_have_memory_of_their_own(self) -> None:
-        kept = torch.zeros(9, 3, 4, 5, requires_grad=True).to(memory_format=torch.channels_last)
-        probes = ValidationProbes(n=4).capture([[(kept, torch.zeros(9))]], as_is)  # type: ignore[list-item]
-        with torch.no_grad():
-            kept.fill_(7)
-
-        assert not probes.images.any()
-        assert not probes.images.requires_grad
-        assert probes.images.is_contiguous()
-        assert probes.images.untyped_storage().nbytes() == 4 * 3 * 4 * 5 * 4
-
-    def test_plain_tensors_only(self) -> None:
-        probes = take(
-            Shaped(lambda x, y: (tv_tensors.Image(x), y)),
-            collate_fn=lambda s: tv_tensors.Image(s[0][0][None]),
-            batch_size=1,
-            source=ValidationProbes(n=1),
-        )
-
-        assert type(probes.images) is Tensor
-
-    @pytest.mark.gpu
-    def test_on_the_device(self) -> None:
-        def transfer(batch: Any, dataloader_idx: int) -> Any:
-            images, labels = (part.cuda() for part in batch)
-            return images + torch.rand_like(images), labels
-
-        torch.rand(1, device="cuda")
-        before = torch.cuda.get_rng_state().numpy().tobytes()
-        first, again = (ValidationProbes(n=4).capture([DataLoader(Numbered())], transfer) for _ in range(2))
-
-        assert torch.cuda.get_rng_state().numpy().tobytes() == before
-        assert first.images.is_cuda
-        assert first.labels is not None
-        assert first.labels.device.type == "cpu"
-        assert first.fingerprint == again.fingerprint == fingerprint(first.images.cpu(), first.labels)
 
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
@@ -813,6 +932,22 @@ class TestDataSet:
 
         assert take(dataset).class_names is None
 
+    def test_class_names_that_fail_are_none(self) -> None:
+        class Broken(Numbered):
+            @property
+            def classes(self) -> Any:
+                raise OSError("no such file")
+
+        assert take(Broken()).class_names is None
+        assert take(Wrapper(Broken())).class_names is None
+
+    def test_transform_that_is_a_method(self, folder: Path) -> None:
+        class Own(Numbered):
+            def transform(self, image: Any) -> Tensor:
+                return v2.functional.pil_to_tensor(image) + self.length
+
+        assert found(ImageProbes(folder).start(CaptureContext([Own()])).finish([])) == [21, 22, 30]
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -827,7 +962,7 @@ def folder(tmp_path: Path) -> Path:
 
 class TestImageProbes:
     def test_folder_in_natural_order(self, folder: Path) -> None:
-        probes = ImageProbes(str(folder), labels=[0, 1, 0]).capture([], as_is)
+        probes = ImageProbes(str(folder), labels=[0, 1, 0]).start(CaptureContext()).finish([])
 
         assert probes.names == ("cat 1.PNG", "cat 2.PNG", "cat 10.PNG")
         assert probes.images.shape == (3, 3, 4, 6)
@@ -838,7 +973,7 @@ class TestImageProbes:
         assert "no transform was given" in probes.notices[0]
 
     def test_list_keeps_its_order(self, folder: Path) -> None:
-        probes = ImageProbes([folder / "cat 10.PNG", str(folder / "cat 2.PNG")]).capture([], as_is)
+        probes = ImageProbes([folder / "cat 10.PNG", str(folder / "cat 2.PNG")]).start(CaptureContext()).finish([])
 
         assert probes.names == ("cat 10.PNG", "cat 2.PNG")
 
@@ -846,7 +981,7 @@ class TestImageProbes:
         for name in ("a", "b"):
             (folder / name).mkdir()
             Image.new("RGB", (6, 4)).save(folder / name / "x.png")
-        probes = ImageProbes([folder / "a/x.png", folder / "b/x.png"]).capture([], as_is)
+        probes = ImageProbes([folder / "a/x.png", folder / "b/x.png"]).start(CaptureContext()).finish([])
 
         assert probes.names == ("a/x.png", "b/x.png")
 
@@ -857,14 +992,14 @@ class TestImageProbes:
         exif[0x0112] = 6  # lies on its side: to be turned by 90 degrees clockwise
         image.save(tmp_path / "a.png", exif=exif)
 
-        image = ImageProbes(tmp_path / "a.png").capture([], as_is).images[0]
+        image = ImageProbes(tmp_path / "a.png").start(CaptureContext()).finish([]).images[0]
 
         assert image.shape == (3, 6, 4)
         assert image[:, 0, 3].tolist() == [1, 1, 1], "the upper left corner has moved to the upper right"
         assert image.sum() == 3
 
     def test_own_transform(self, folder: Path) -> None:
-        probes = ImageProbes(folder, transform=second_version()).capture([], as_is)
+        probes = ImageProbes(folder, transform=second_version()).start(CaptureContext()).finish([])
 
         expected = (torch.tensor([1.0, 2.0, 10.0]) / 255 - MEAN[0]) / STD[0]
         torch.testing.assert_close(probes.images[:, 0, 0, 0], expected)
@@ -873,26 +1008,56 @@ class TestImageProbes:
 
     def test_borrowed_transform(self, folder: Path) -> None:
         dataset = Wrapper(Photos(transform=v1.ToTensor()), v1.Normalize(MEAN, STD))
-        probes = ImageProbes(folder).capture([DataLoader(dataset)], as_is)
+        probes = ImageProbes(folder).start(CaptureContext([dataset])).finish([])
 
-        assert torch.equal(probes.images, ImageProbes(folder, first_version()).capture([], as_is).images)
+        assert torch.equal(
+            probes.images, ImageProbes(folder, first_version()).start(CaptureContext()).finish([]).images
+        )
         assert (probes.mean, probes.std) == (MEAN, STD)
         assert probes.class_names == ("ant", "bee")
         assert probes.notices == ()
 
-    def test_transfer_is_not_applied(self, folder: Path) -> None:
-        def transfer(batch: Any, dataloader_idx: int) -> Any:
-            raise AssertionError
+    @pytest.mark.parametrize("is_borrowed", [True, False])
+    def test_random_transform_is_repeatable_and_moves_nothing(self, folder: Path, is_borrowed: bool) -> None:
+        class Noise:
+            def __init__(self) -> None:
+                self.calls, self.own = 0, torch.Generator().manual_seed(1)
 
-        ImageProbes(folder).capture([], transfer)
+            def __call__(self, image: Any) -> Tensor:
+                self.calls += 1
+                noise = random.random() + np.random.rand() + torch.rand(3, 4, 6, generator=self.own)
+                return v2.functional.pil_to_tensor(image) + noise + torch.rand(3, 4, 6)
+
+        transform = Noise()
+        dataset = Photos(transform=transform)
+        source = ImageProbes(folder, transform=None if is_borrowed else transform)
+        prints = set()
+        for round_ in range(2):
+            torch.manual_seed(round_), random.seed(round_), np.random.seed(round_)
+            before = torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[2]
+            prints.add(source.start(CaptureContext([dataset])).finish([]).fingerprint)
+            assert (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[2]) == before
+
+        assert len(prints) == 1
+        assert transform.calls == 0
+        assert torch.equal(transform.own.get_state(), torch.Generator().manual_seed(1).get_state())
+
+    def test_generators_are_put_back_when_a_transform_raises(self, folder: Path) -> None:
+        def fail(image: Any) -> Any:
+            raise RuntimeError(str(random.random() + np.random.rand() + float(torch.rand(1))))
+
+        before = torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[2]
+        with pytest.raises(ValueError, match="failed on"):
+            ImageProbes(folder, transform=fail).start(CaptureContext())
+        assert (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[2]) == before
 
     def test_sizes_that_differ(self, folder: Path) -> None:
         Image.new("RGB", (7, 7)).save(folder / "dog.png")
-        with pytest.raises(ValueError, match=r"cat 1.PNG \(3, 4, 6\).*dog.png \(3, 7, 7\).*resize"):
-            ImageProbes(folder).capture([], as_is)
+        with pytest.raises(ValueError, match=r"cat 1.PNG is \(3, 4, 6\).*dog.png is \(3, 7, 7\).*resize"):
+            ImageProbes(folder).start(CaptureContext()).finish([])
 
     def test_missing_file(self, folder: Path) -> None:
-        with pytest.raises(ValueError, match=r"no file or folder .*dog\.png"):
+        with pytest.raises(ValueError, match=r"dog\.png is no file or folder"):
             ImageProbes([folder / "cat 1.PNG", folder / "dog.png"])
 
     def test_folder_without_images(self, folder: Path) -> None:
@@ -908,7 +1073,43 @@ class TestImageProbes:
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(whole)
         (folder / "half.png").write_bytes(whole.read_bytes()[:3000])
         with pytest.raises(ValueError, match=r"half\.png is no image that can be read"):
-            ImageProbes(folder / "half.png").capture([], as_is)
+            ImageProbes(folder / "half.png").start(CaptureContext()).finish([])
+
+    def test_what_is_no_regular_file_is_passed_over_in_a_folder(self, folder: Path, monkeypatch: Any) -> None:
+        os.mkfifo(folder / "pipe.png")
+        (folder / "inner.png").mkdir()
+        (folder / "broken.png").symlink_to(folder / "nowhere.png")
+        (folder / "to a pipe.png").symlink_to(folder / "pipe.png")
+        (folder / "good.png").symlink_to(folder / "cat 1.PNG")
+        monkeypatch.chdir(folder)  # the path of a socket may not be long
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind("socket.png")
+            probes = ImageProbes(folder).start(CaptureContext()).finish([])
+
+        assert probes.names == ("cat 1.PNG", "cat 2.PNG", "cat 10.PNG", "good.png")
+
+    def test_what_is_no_regular_file_is_refused_by_name(self, folder: Path) -> None:
+        os.mkfifo(folder / "pipe.png")
+        (folder / "broken.png").symlink_to(folder / "nowhere.png")
+        with pytest.raises(ValueError, match=r"pipe\.png is no regular file"):
+            ImageProbes(folder / "pipe.png")
+        with pytest.raises(ValueError, match=r"/dev/zero is no regular file"):
+            ImageProbes("/dev/zero")
+        with pytest.raises(ValueError, match=r"broken\.png is a link to nothing"):
+            ImageProbes(folder / "broken.png")
+        with pytest.raises(ValueError, match=r"cannot be read \(OSError.*too long"):
+            ImageProbes(folder / ("x" * 300))
+
+    def test_too_many(self, folder: Path) -> None:
+        for number in range(254):
+            (folder / f"{number}.png").hardlink_to(folder / "cat 1.PNG")
+        with pytest.raises(ValueError, match=r"257 images.*256 at most"):
+            ImageProbes(folder)
+
+    def test_too_large(self, folder: Path, monkeypatch: Any) -> None:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+        with pytest.raises(ValueError, match=r"cat 1\.PNG is no image that can be read \(DecompressionBombError"):
+            ImageProbes(folder)
 
     def test_nothing_given(self) -> None:
         with pytest.raises(ValueError, match="list is empty"):
@@ -937,16 +1138,16 @@ class TestImageProbes:
 
     def test_transform_that_fails(self, folder: Path) -> None:
         with pytest.raises(ValueError, match=r"failed on .*cat 1\.PNG \(ZeroDivisionError"):
-            ImageProbes(folder, transform=lambda image: 1 / 0).capture([], as_is)
+            ImageProbes(folder, transform=lambda image: 1 / 0).start(CaptureContext()).finish([])
 
     def test_transform_that_makes_no_tensor(self, folder: Path) -> None:
         with pytest.raises(ValueError, match=r"expected a tensor \(C, H, W\).*cat 1\.PNG"):
-            ImageProbes(folder, transform=v1.Resize((4, 4))).capture([], as_is)
+            ImageProbes(folder, transform=v1.Resize((4, 4))).start(CaptureContext()).finish([])
 
     def test_gray_transform_without_channel(self, folder: Path) -> None:
         gray = v1.Compose([v1.Grayscale(), v1.ToTensor(), lambda image: image[0]])
 
-        assert ImageProbes(folder, transform=gray).capture([], as_is).images.shape == (3, 1, 4, 6)
+        assert ImageProbes(folder, transform=gray).start(CaptureContext()).finish([]).images.shape == (3, 1, 4, 6)
 
 
 class TestTensorProbes:
@@ -956,7 +1157,7 @@ class TestTensorProbes:
         expected = images.detach().clone()
         with torch.no_grad():
             images.zero_()
-        probes = source.capture([DataLoader(Photos(transform=first_version()))], as_is)
+        probes = source.start(CaptureContext([Photos(transform=first_version())])).finish([])
 
         assert torch.equal(probes.images, expected)
         assert not probes.images.requires_grad
@@ -966,17 +1167,17 @@ class TestTensorProbes:
         assert probes.class_names == ("ant", "bee")
 
     def test_normalisation_is_taken_from_the_data_set_unless_these_are_bytes(self) -> None:
-        loaders = [DataLoader(Photos(transform=first_version()))]
+        context = CaptureContext([Photos(transform=first_version())])
         images = torch.zeros(1, 3, 4, 4)
 
-        assert TensorProbes(images).capture(loaders, as_is).mean == MEAN
-        assert TensorProbes(images.byte()).capture(loaders, as_is).mean is None
+        assert TensorProbes(images).start(context).finish([]).mean == MEAN
+        assert TensorProbes(images.byte()).start(context).finish([]).mean is None
 
-    def test_captures_do_not_share_memory(self) -> None:
+    def test_sets_do_not_share_memory(self) -> None:
         source = TensorProbes(torch.zeros(1, 1, 2, 2, dtype=torch.uint8))
-        source.capture([], as_is).images.fill_(9)
+        source.start(CaptureContext()).finish([]).images.fill_(9)
 
-        probes = source.capture([], as_is)
+        probes = source.start(CaptureContext()).finish([])
         assert not probes.images.any()
         assert probes.names == ("#0",)
         assert probes.labels is None
@@ -1002,6 +1203,63 @@ class TestTensorProbes:
             TensorProbes(**{"images": torch.zeros(2, 3, 4, 4), **settings})
 
 
+class TestHooks:
+    """Images of the user's own and the model's batch-transfer hooks."""
+
+    def sources(self, folder: Path, **options: Any) -> list[ProbeSource]:
+        return [ImageProbes(folder, labels=[2, 0, 1], **options), TensorProbes(torch.ones(3, 3, 4, 6), **options)]
+
+    def test_passed_as_a_batch(self, folder: Path) -> None:
+        seen: list[Any] = []
+
+        def hooks(batch: Any) -> Any:
+            seen.append(batch)
+            batch[0].mul_(10)
+            images = batch[0].half().to(memory_format=torch.channels_last) + torch.rand(1).half()
+            return {"image": images, "label": batch[1] + 5}
+
+        before = torch.get_rng_state().tolist()
+        for source, labels in zip(self.sources(folder, through_hooks=True), ([2, 0, 1], None), strict=True):
+            plain = source.start(CaptureContext()).finish([])
+            probes = source.start(CaptureContext(apply_batch_hooks=hooks)).finish([])
+            again = source.start(CaptureContext(apply_batch_hooks=hooks)).finish([])
+
+            assert seen[-1][1].tolist() == (labels or [0, 0, 0])
+            assert labels_of(probes) == labels
+            assert probes.images.dtype == torch.float16
+            assert probes.images.is_contiguous()
+            assert ((probes.images - 10 * plain.images) > 0).all()
+            assert again.fingerprint == probes.fingerprint
+            assert "hooks" not in "".join(probes.notices + plain.notices)
+        assert torch.get_rng_state().tolist() == before
+
+    def test_not_passed_by_default_which_is_said(self, folder: Path) -> None:
+        def hooks(batch: Any) -> Any:
+            raise AssertionError
+
+        for source in self.sources(folder):
+            plain = source.start(CaptureContext()).finish([])
+            probes = source.start(CaptureContext(apply_batch_hooks=hooks)).finish([])
+
+            assert torch.equal(probes.images, plain.images)
+            assert ["through_hooks: true" in notice for notice in probes.notices if notice not in plain.notices] == [
+                True
+            ]
+
+    @pytest.mark.parametrize(
+        ("hooks", "message"),
+        [
+            (lambda batch: batch["image"], r"\[images, labels\] \(TypeError.*TensorProbes"),
+            (lambda batch: None, "image_key"),
+            (lambda batch: (batch[0].repeat(2, 1, 1, 1), batch[1]), "made 6 images of 3"),
+        ],
+    )
+    def test_hooks_that_give_no_images(self, folder: Path, hooks: Any, message: str) -> None:
+        for source in self.sources(folder, through_hooks=True):
+            with pytest.raises(ValueError, match=f"through_hooks: .*{message}"):
+                source.start(CaptureContext(apply_batch_hooks=hooks))
+
+
 class TestOptions:
     @pytest.mark.parametrize(
         ("options", "error", "message"),
@@ -1022,7 +1280,6 @@ class TestOptions:
             ({"per_class": 0}, ValueError, "per_class: .*got 0"),
             ({"dataloader_idx": -1}, ValueError, "dataloader_idx: .*got -1"),
             ({"seed": -1}, ValueError, "seed: .*got -1"),
-            ({"seed": 2**32}, ValueError, "seed: .*2\\*\\*32"),
             ({"image_key": True}, TypeError, "image_key"),
             ({"label_key": 1.5}, TypeError, "label_key"),
         ],
@@ -1047,7 +1304,7 @@ class TestOptions:
 
     @pytest.mark.parametrize("probes", [True, "photos", None, 1.5, torch.zeros(1, 3, 4, 4)])
     def test_no_short_form(self, probes: Any) -> None:
-        with pytest.raises(TypeError, match=r"a number, a list of indices or a probe source.*ImageProbes"):
+        with pytest.raises(TypeError, match=r"a number, a list of positions or a probe source.*ImageProbes"):
             as_source(probes)
 
     def test_short_form_out_of_range(self) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from gradcam_callback.causes import Cause
 from gradcam_callback.errors import BadInputError
-from gradcam_callback.results import CAMResult, GradientState, LayerHealth, ProbeSet
+from gradcam_callback.probes.probe_set import ProbeSet
+from gradcam_callback.results import CAMResult, GradientState, LayerHealth
 
 NAN = math.nan
 

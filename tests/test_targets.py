@@ -60,7 +60,7 @@ class Odd:
         (MAPS, LOGITS),
         (LOSS, LOGITS),
         (torch.zeros(2), LOGITS),
-        (LOGITS, torch.zeros(2), torch.zeros(2, 9)),
+        (LOGITS, torch.zeros(2), torch.zeros(2, 3)),
         {"losses": torch.zeros(2), "maps": MAPS, "head": LOGITS, "classes": LOGITS.long()},
         [LOGITS],
         Named(LOGITS, torch.zeros(2, 3)),
@@ -79,6 +79,14 @@ def test_logits_with_one_pixel_are_found_behind_those_without() -> None:
     assert torch.equal(find_logits((MAPS, pixel)), LOGITS)
     assert torch.equal(find_logits({"maps": MAPS, "head": pixel}), LOGITS)
     assert find_logits((torch.zeros(2, 9, 1, 1), LOGITS)) is LOGITS
+
+
+@pytest.mark.parametrize(
+    "returned", [(torch.zeros(2, 9), LOGITS), (LOGITS, torch.zeros(2, 9)), {"x": LOGITS, "y": MAPS[:, 0, 0]}]
+)
+def test_features_and_logits_are_not_told_apart_by_their_place(returned: Any) -> None:
+    with pytest.raises(ValueError, match=r"Several things.*shape \(2, \d\), \(2, \d\).*`output`: a key"):
+        find_logits(returned)
 
 
 def test_names_go_before_places() -> None:
@@ -300,6 +308,40 @@ def test_a_single_logit_speaks_for_class_one_and_against_class_zero() -> None:
     scores.sum().backward()
     assert logits.grad is not None
     assert logits.grad.tolist() == [[1], [-1], [-1]]
+
+
+PROBABILITIES: dict[str, Any] = {
+    "sigmoid": torch.sigmoid,
+    "sigmoid and squeeze": lambda x: torch.sigmoid(x.unsqueeze(2)).squeeze(2),
+    "sigmoid in half": lambda x: torch.sigmoid(x.half()).float(),
+    "clamped": lambda x: torch.sigmoid(x).clamp(1e-6, 1 - 1e-6),
+    "view": lambda x: torch.sigmoid(x).view(-1, 1),
+    "flatten": lambda x: torch.sigmoid(x)[:, :, None, None].flatten(1),
+}
+
+
+@pytest.mark.parametrize("made", PROBABILITIES.values(), ids=PROBABILITIES)
+def test_what_a_sigmoid_made_is_a_probability_already(made: Any) -> None:
+    logits = made(torch.tensor([[math.log(1 / 499)], [math.log(3)]], requires_grad=True))
+    predictions, probabilities = predict(logits)
+    assert predictions.tolist() == [0, 1]
+    torch.testing.assert_close(probabilities, torch.tensor([[0.998, 0.002], [0.25, 0.75]]), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(score(logits, torch.tensor([0, 0])), probabilities[:, 0])
+
+
+def test_what_a_softmax_made_is_a_probability_already() -> None:
+    rows = LOGITS.clone().requires_grad_()
+    torch.testing.assert_close(predict(rows.softmax(1))[1], LOGITS.softmax(1))
+    torch.testing.assert_close(predict(rows.log_softmax(1))[1], LOGITS.softmax(1))
+    torch.testing.assert_close(predict(rows.sigmoid())[1], LOGITS.sigmoid())
+
+
+def test_small_logits_are_no_probabilities() -> None:
+    """A network that has learnt nothing gives such values, and so does a hyperbolic tangent."""
+    for logits in (torch.tensor([[0.2]], requires_grad=True) * 1, torch.tensor([[0.2]], requires_grad=True).tanh()):
+        predictions, probabilities = predict(logits)
+        assert predictions.tolist() == [1]
+        torch.testing.assert_close(probabilities[:, 1], logits.detach().sigmoid()[:, 0])
 
 
 def test_probabilities_of_a_single_logit_are_exact_at_both_ends() -> None:

@@ -22,9 +22,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from gradcam_callback import CAMResult, GradCAMCallback, GradientState, compute_cam
+from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.execution.probe_pass import ProbePass
+from gradcam_callback.probes.probe_set import ProbeSet
 from gradcam_callback.reporting import panels
-from gradcam_callback.results import ProbeSet
 
 MakeRun = Callable[..., Run]
 
@@ -356,9 +357,9 @@ class Leaving(TorchFunctionMode):
 
 
 def one_look(observer: ProbePass, module: nn.Module, probes: ProbeSet, wanted: list[Any]) -> None:
-    painting = panels.PanelRenderer(probes, panels.Look("turbo", 0.5, False, None, None, None))
-    observation = observer.look(module, probes.images, wanted, painting)
-    panels.draw(painting, observation.results, [str(target) for target in wanted], "epoch 0")
+    renderer = panels.PanelRenderer(probes, panels.PanelStyle("turbo", 0.5, False, None, None, None))
+    seen = observer.run(module, probes.images, wanted, lambda results: renderer.render(results.by_target))
+    renderer.panels(seen.rendered, seen.results, [str(target) for target in wanted], "epoch 0")
 
 
 def probe_set(device: str = "cpu") -> ProbeSet:
@@ -369,23 +370,23 @@ def probe_set(device: str = "cpu") -> ProbeSet:
 def test_a_look_brings_verdicts_and_pictures_to_the_host_in_one_piece() -> None:
     probes = probe_set()
     assert probes.labels is not None
-    module, observer = Classifier().eval(), ProbePass(tuple(LAYERS), "gradcam", None, True)
-    observer.settle(module)
+    module, observer = Classifier().eval(), ProbePass(CAMRequest.of(LAYERS))
+    observer.resolve(module)
     with Leaving([probes.labels]) as leaving:
         one_look(observer, module, probes, ["predicted", "predicted"])
     assert leaving.calls == ["cpu"]
 
 
-def test_pictures_of_maps_across_a_cut_are_brought_over_once_more() -> None:
+def test_maps_across_a_cut_come_to_the_host_with_their_pictures() -> None:
     """The verdicts had to be known before the maps were drawn."""
     probes = probe_set()
-    module, observer = detached().eval(), ProbePass((LAYER,), "gradcam", None, True)
-    observer.settle(module)
+    module, observer = detached().eval(), ProbePass(CAMRequest.of(LAYER))
+    observer.resolve(module)
     one_look(observer, module, probes, ["predicted"])  # the reason is known from then on
     assert probes.labels is not None
     with Leaving([probes.labels]) as leaving:
         one_look(observer, module, probes, ["predicted"])
-    assert leaving.calls == ["cpu", "cpu", "cpu"]
+    assert leaving.calls == ["cpu", "cpu"]
 
 
 # On a GPU
@@ -432,8 +433,8 @@ def test_a_look_on_a_gpu_waits_for_it_once() -> None:
     from torch.profiler import ProfilerActivity, profile
 
     probes = probe_set("cuda")
-    module, observer = Classifier().eval().cuda(), ProbePass(tuple(LAYERS), "gradcam", None, True)
-    observer.settle(module)
+    module, observer = Classifier().eval().cuda(), ProbePass(CAMRequest.of(LAYERS))
+    observer.resolve(module)
     one_look(observer, module, probes, ["predicted", "predicted"])  # the first one sets up what it needs
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:

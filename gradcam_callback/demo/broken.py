@@ -1,4 +1,4 @@
-"""A network broken on purpose, and the callback that mends it during the run: an alert from start to end."""
+"""A network broken on purpose, and a callback that mends it during the run: an alert is raised and cleared."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from gradcam_callback.demo.networks import ResidualNetwork
 class DetachedNetwork(ResidualNetwork):
     """A ResidualNetwork that keeps a copy of its feature map for plotting, and detaches the wrong one of the two.
 
-    It trains all the same: the head learns from the features of a backbone that does not. The accuracy stays low, no
-    error is raised, and people lose days to it.
+    It trains all the same: the head learns from the features of a backbone that does not. The accuracy stays low, and
+    no error is raised.
 
     Attributes:
         broken: Whether the fault is there.
@@ -40,7 +40,7 @@ class Mend(Callback):
         self.epoch = epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Mend each network that is still broken, when its time has come."""
+        """Mend each network that is still broken, from the given epoch on."""
         for module in pl_module.modules():
             if isinstance(module, DetachedNetwork) and module.broken and trainer.current_epoch >= self.epoch:
                 module.broken = False

@@ -76,8 +76,8 @@ def scatter_digits(
     cut = DIGIT - 2 * MARGIN - FRAGMENT + 1
     window = _window(draw(cut, count, fragments) + MARGIN, draw(cut, count, fragments) + MARGIN, FRAGMENT, DIGIT)
     pieces = source.flatten(2).gather(2, window)  # (N, F, 64)
-    room = canvas - FRAGMENT + 1
-    places = _window(draw(room, count, fragments), draw(room, count, fragments), FRAGMENT, canvas)
+    free = canvas - FRAGMENT + 1
+    places = _window(draw(free, count, fragments), draw(free, count, fragments), FRAGMENT, canvas)
     canvases.scatter_reduce_(1, places.flatten(1), pieces.flatten(1), "amax")
 
     top, left = draw(canvas - DIGIT + 1, count), draw(canvas - DIGIT + 1, count)

@@ -1,4 +1,4 @@
-"""What a run says at its end: where it is, how to open it, what to look at, and what came of it."""
+"""What is printed at the end of a run: its results, where it is, how to open it, and what to look at."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class RunReport(Callback):
     """
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Print the report. By now every callback has written what it had to write."""
+        """Print the report, after every callback has written what it had to write."""
         logger = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
         if stage != "fit" or logger is None or not trainer.is_global_zero:
             return
@@ -54,14 +54,14 @@ class RunReport(Callback):
         panels = save_last_panels(log_dir)
         game = next((callback for callback in trainer.callbacks if isinstance(callback, PointingGame)), None)  # type: ignore[attr-defined]
         parts = [
-            _what_came_of_it(trainer.callback_metrics, game),
-            _where(log_dir, panels),
-            _how_to_look(str(logger.save_dir), game is not None),
+            _results(trainer.callback_metrics, game),
+            _places(log_dir, panels),
+            _instructions(str(logger.save_dir), game is not None),
         ]
         print("\n" + "\n\n".join("\n".join(lines) for lines in parts if lines))
 
 
-def _what_came_of_it(metrics: Mapping[str, Tensor], game: PointingGame | None) -> list[str]:
+def _results(metrics: Mapping[str, Tensor], game: PointingGame | None) -> list[str]:
     lines = []
     if "val/accuracy" in metrics:
         lines.append(f"Accuracy in validation  {metrics['val/accuracy'].item():7.1%}")
@@ -75,11 +75,11 @@ def _what_came_of_it(metrics: Mapping[str, Tensor], game: PointingGame | None) -
     return lines
 
 
-def _where(log_dir: Path, panels: Sequence[Path]) -> list[str]:
+def _places(log_dir: Path, panels: Sequence[Path]) -> list[str]:
     return [f"The run         {log_dir}", *(f"The last panel  {panel}" for panel in panels)]
 
 
-def _how_to_look(save_dir: str, demo: bool) -> list[str]:
+def _instructions(save_dir: str, demo: bool) -> list[str]:
     tags = [
         ("Images", "gradcam/*", "where the network looks; its slider goes from epoch to epoch"),
         ("Scalars", "gradcam/null_gradients", "maps without a usable gradient; 0 is good"),

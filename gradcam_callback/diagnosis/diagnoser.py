@@ -27,11 +27,16 @@ from gradcam_callback.diagnosis.path import path_through
 from gradcam_callback.diagnosis.source import frame_of, locate, module_of, named_modules
 from gradcam_callback.diagnosis.torch_calls import CHOOSING, JOINING
 from gradcam_callback.diagnosis.trace import Step
-from gradcam_callback.engine import explain, health, layers
+from gradcam_callback.engine import auto, explain, forward, health, layers
+from gradcam_callback.engine.device_results import judge
 from gradcam_callback.engine.memory import is_out_of_memory
-from gradcam_callback.engine.targets import OutputSpec
-from gradcam_callback.results import Cut, Diagnosis, GradientState, LayerHealth, Target, split_call
+from gradcam_callback.engine.replica import ReplicaOptions
+from gradcam_callback.engine.request import CAMRequest
+from gradcam_callback.engine.targets import OutputSpec, TargetInput, as_target
+from gradcam_callback.engine.transfer import copy_to_host
+from gradcam_callback.results import Cut, Diagnosis, GradientState, LayerHealth, split_call
 
+_NO_OPTIONS = ReplicaOptions()
 # How many cuts in a row are crossed, and how many torch exits are tried, before the search is given up.
 _PATIENCE = 16
 
@@ -46,9 +51,10 @@ def diagnose(
     inputs: Tensor,
     target_layer: str,
     *,
-    target: Target = "predicted",
+    target: TargetInput = "predicted",
     output: OutputSpec = None,
     source_lines: bool = True,
+    options: ReplicaOptions = _NO_OPTIONS,
 ) -> Diagnosis:
     """Find out why samples have no usable gradient at a layer, and where it ends.
 
@@ -62,6 +68,7 @@ def diagnose(
         target: As for `compute_cam`.
         output: As for `compute_cam`.
         source_lines: Whether the lines to blame are quoted. What looks like a secret in them is masked.
+        options: How the replica is made.
 
     Returns:
         The cause and the line; a cause of None where the gradient is there, finite and not zero. A cause without a
@@ -75,22 +82,24 @@ def diagnose(
     layer, *others = layers.check_names(target_layer)
     if others:
         raise TypeError(f"A diagnosis is of one layer: a dotted name or {layers.AUTO!r}; given: {target_layer!r:.200}.")
+    request = CAMRequest.of(layer, [target], output=output)
     try:
         if layer == layers.AUTO:
-            layer = explain.choose_layer(model, inputs, target=target, output=output)
+            layer = auto.choose_layer(model, inputs, request, options=options)
         [layer] = layers.find_layers(model, [layer])
         if is_closed(model, layer):
-            missing = health.missing(None, explain.prepared(inputs, model), Cause.HOOK_BYPASSED)
-            verdict = health.judge({layer: missing})[layer]
+            missing = {layer: health.missing(None, forward.prepared(inputs, model), Cause.HOOK_BYPASSED)}
+            verdict = health.judge(missing, *copy_to_host([health.pack(missing.values())]))[layer]
         else:
-            [result] = explain.explain(model, inputs, [layer], wanted=[target], output=output)
+            results = explain.explain(model, inputs, request.at(layer), options=options)
+            [result] = judge(results, *copy_to_host([results.verdicts]))
             verdict = result.health[layer]
     except Exception as error:
-        if not explain.raised_by_model(error) or is_out_of_memory(error):
+        if not forward.raised_by_model(error) or is_out_of_memory(error):
             raise
         return of_failed_forward(layer, error, len(inputs), source_lines=source_lines)
     call = None if split_call(layer)[1] is None else verdict.call
-    subject = Subject(model, inputs, layer, target, output, call, verdict.null_probes)
+    subject = Subject(model, inputs, layer, as_target(target), output, call, verdict.null_probes, options)
     return Diagnoser(subject, context, verdict, source_lines).run()
 
 
@@ -99,12 +108,12 @@ def of_failed_forward(layer: str, error: Exception, probes: int, *, source_lines
 
     Args:
         layer: Its dotted name.
-        error: With its traceback, which leads through `explain.call_model`.
+        error: With its traceback, which leads through `forward.call_model`.
         probes: How many there are.
         source_lines: As for `diagnose`.
     """
     raw = list(traceback.walk_tb(error.__traceback__))
-    call = [frame.f_code for frame, _ in raw].index(explain.call_model.__code__)
+    call = [frame.f_code for frame, _ in raw].index(forward.call_model.__code__)
     frames = [frame_of(frame, line) for frame, line in reversed(raw[call + 1 :])]
     location = locate(frames, module_of(frames, raw[call][0].f_locals["model"]), quote=source_lines)
     cut = Cut(Cause.FORWARD_FAILED, location, "")

@@ -20,11 +20,11 @@ from gradcam_callback.diagnosis.torch_calls import ATTEMPTS, perturbed
 from gradcam_callback.diagnosis.trace import Step, Use
 from gradcam_callback.diagnosis.tracer import Tracer
 from gradcam_callback.diagnosis.watchers import ForwardCallDetector
-from gradcam_callback.engine import explain, gradients, layers
-from gradcam_callback.engine.isolation import isolated
-from gradcam_callback.engine.no_grad_fallback import inference_as_no_grad
-from gradcam_callback.engine.targets import OutputSpec
-from gradcam_callback.results import Target
+from gradcam_callback.engine import capture, forward, gradients, layers
+from gradcam_callback.engine.layouts import CHANNELS_FIRST
+from gradcam_callback.engine.process_state import inference_as_no_grad
+from gradcam_callback.engine.replica import Replica, ReplicaOptions, run_in_replica
+from gradcam_callback.engine.targets import OutputSpec, Target
 
 # A gradient in half precision below this may become zero by the next factor, whatever that is: 2^-24 is the smallest.
 _TINY = 2.0**-10
@@ -67,6 +67,7 @@ class Subject:
         output: As for `compute_cam`.
         call: The number of the call that was chosen, from 0; None where none was.
         nulls: The probes without a usable gradient.
+        options: How the replica of the model is made.
     """
 
     model: nn.Module
@@ -76,6 +77,7 @@ class Subject:
     output: OutputSpec
     call: int | None
     nulls: tuple[int, ...]
+    options: ReplicaOptions
 
     def trace(
         self,
@@ -87,22 +89,26 @@ class Subject:
         check_saved: bool = False,
     ) -> TracedPass:
         """One traced pass; the options are those of `Tracer`, and a change of what the layer returns."""
-        with isolated(self.model), ExitStack() as stack:
-            inputs = explain.prepared(self.inputs, self.model)
-            found = layers.find_layers(self.model, [self.layer])
+        tracer = partial(Tracer, bridged=bridges, perturb=perturb, check_saved=check_saved, from_inputs=from_inputs)
+        return run_in_replica(self.model, lambda replica: self._trace(replica, tracer(), perturb_layer), self.options)
+
+    def _trace(self, replica: Replica, tracer: Tracer, perturb_layer: _Change | None) -> TracedPass:
+        inputs = forward.prepared(self.inputs, replica.model)
+        found = layers.find_layers(replica.model, [self.layer])
+        calls, read = {self.layer: self.call}, partial(self.target.read, output=self.output, samples=len(inputs))
+        with ExitStack() as stack:
             if perturb_layer is not None:
                 stack.callback(_perturb(found[self.layer], perturb_layer, self.call).remove)
-            tracer = Tracer(bridged=bridges, perturb=perturb, check_saved=check_saved, from_inputs=from_inputs)
-            calls = {self.layer: self.call}
-            with explain.forward_pass(self.model, inputs, found, self.output, tracer, calls) as (logits, recordings):
-                end = tracer.use_of(logits)
-                scores, _ = explain.choose_scores(logits, self.target)
-                taken = gradients.differentiate(scores, recordings, keep_graph=True)[self.layer]
-                steps = tracer.trace.steps
-                nulls = list(self.nulls) or slice(None)
-                stats = {} if taken.failure else _gradients(scores[nulls], _places(steps, end))
-                no_backward = _last_without_backward(scores, steps) if taken.failure else None
-                return TracedPass(Evidence(tracer.trace, end, stats), scores.detach(), taken.gradient, no_backward)
+            traced = forward.forward_pass(replica.model, inputs, found, read, tracer, calls)
+            logits, recordings = stack.enter_context(traced)
+            end = tracer.use_of(logits)
+            scores = self.target.score(logits).values
+            taken = gradients.differentiate(scores, recordings, keep_graph=True)[self.layer]
+            steps = tracer.trace.steps
+            nulls = list(self.nulls) or slice(None)
+            stats = {} if taken.failure else _gradients(scores[nulls], _places(steps, end))
+            no_backward = _last_without_backward(scores, steps) if taken.failure else None
+            return TracedPass(Evidence(tracer.trace, end, stats), scores.detach(), taken.gradient, no_backward)
 
     def score_depends_on(self, exits: Collection[int], plain: TracedPass) -> bool:
         """Whether the null probes' scores change when torch exits are perturbed, or, without any, the layer's output.
@@ -124,12 +130,14 @@ class Subject:
 
     def find_direct_call(self) -> tuple[tuple[Frame, ...], str] | None:
         """The lines that ran the layer's `forward` past its hooks, and in which module; None if nothing did."""
-        with isolated(self.model):
-            detector = ForwardCallDetector(layers.find_layers(self.model, [self.layer])[self.layer])
-            with detector, inference_as_no_grad():
-                explain.call_model(self.model, explain.prepared(self.inputs, self.model))
-            frames = detector.frames
-            return None if frames is None else (frames, module_of(frames, self.model))
+        return run_in_replica(self.model, self._find_direct_call, self.options)
+
+    def _find_direct_call(self, replica: Replica) -> tuple[tuple[Frame, ...], str] | None:
+        detector = ForwardCallDetector(layers.find_layers(replica.model, [self.layer])[self.layer])
+        with detector, inference_as_no_grad():
+            forward.call_model(replica.model, forward.prepared(self.inputs, replica.model))
+        frames = detector.frames
+        return None if frames is None else (frames, module_of(frames, replica.model))
 
 
 _Place = tuple[tuple[int, int], GradientEdge]
@@ -174,10 +182,10 @@ def _perturb(layer: nn.Module, change: _Change, call: int | None) -> RemovableHa
     calls = itertools.count()
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        activation, number = layers.find_activation(output), next(calls)
+        activation, number = CHANNELS_FIRST.find_activation(output), next(calls)
         if activation is None or call not in (None, number):
             return None
-        return gradients.replaced(output, activation, change(activation))
+        return capture.replaced(output, activation, change(activation))
 
     # Before the user's hooks, which may be where the activation goes on from.
     return layer.register_forward_hook(hook, prepend=True)

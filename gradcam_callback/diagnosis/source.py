@@ -14,7 +14,7 @@ from types import CodeType, FrameType
 import torch
 from torch import nn
 
-from gradcam_callback.engine.explain import call_model
+from gradcam_callback.engine.forward import call_model
 from gradcam_callback.results import SourceLocation
 from gradcam_callback.source_lines import source_line
 

@@ -29,7 +29,8 @@ from gradcam_callback.diagnosis.torch_calls import (
 )
 from gradcam_callback.diagnosis.trace import Step, Trace, Use
 from gradcam_callback.diagnosis.watchers import RunningModules, SavedTensorCheck
-from gradcam_callback.engine.no_grad_fallback import NoGradFallback, inference_as_no_grad, map_tensors, tensors_in
+from gradcam_callback.engine.no_grad_fallback import NoGradFallback, map_tensors, tensors_in
+from gradcam_callback.engine.process_state import inference_as_no_grad
 
 
 @dataclass(frozen=True)

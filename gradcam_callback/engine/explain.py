@@ -1,47 +1,39 @@
-"""Corridor: one batch through the rooms, from the model and the probes to a CAMResult a target. It knows no Trainer."""
+"""One batch from the model and the images to maps. It knows no Trainer."""
 
 from __future__ import annotations
 
-import logging
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradcam_callback.causes import Cause
-from gradcam_callback.engine import gradients, health, layers, methods, targets
-from gradcam_callback.engine.isolation import isolated
-from gradcam_callback.engine.memory import is_out_of_memory
-from gradcam_callback.engine.no_grad_fallback import NoGradFallback, inference_as_no_grad
-from gradcam_callback.engine.targets import OutputSpec
-from gradcam_callback.engine.transfer import Passenger, brought_over
+from gradcam_callback.engine import gradients, health
+from gradcam_callback.engine.auto import find_auto_layer
+from gradcam_callback.engine.capture import Recording
+from gradcam_callback.engine.device_results import DeviceResults, TargetResult, judge
+from gradcam_callback.engine.forward import ForwardObserver, count_calls, forward_pass, prepared
+from gradcam_callback.engine.layers import AUTO, find_layers
+from gradcam_callback.engine.layouts import describe_output
+from gradcam_callback.engine.replica import Replica, ReplicaOptions, run_in_replica
+from gradcam_callback.engine.request import CAMRequest
+from gradcam_callback.engine.targets import OutputSpec, TargetInput
+from gradcam_callback.engine.transfer import copy_to_host
 from gradcam_callback.errors import BadInputError
-from gradcam_callback.results import CAMResult, GradientState, Target, split_call
+from gradcam_callback.results import CAMResult, GradientState, split_call
 
-log = logging.getLogger(__name__)
-
-
-class ForwardObserver(Protocol):
-    """Follows a forward pass from the activation of the layer on."""
-
-    def watching(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """A context in which the model runs."""
-
-    def begin(self, activation: Tensor) -> None:
-        """Told of the activation that the rest of the network gets."""
+_NO_OPTIONS = ReplicaOptions()
 
 
 def compute_cam(
     model: nn.Module,
     inputs: Tensor,
-    target_layers: str | Sequence[str] = layers.AUTO,
+    target_layers: str | Sequence[str] = AUTO,
     *,
-    target: Target = "predicted",
+    target: TargetInput = "predicted",
     method: str = "gradcam",
     output: OutputSpec = None,
 ) -> CAMResult:
@@ -57,7 +49,7 @@ def compute_cam(
             returns maps of more than one pixel and that the score depends on. Of a layer that runs more than once in a
             forward pass, the last call that the score depends on is explained, or the one whose number stands at the
             end of the name, counted from 0: "head#0" is the first call, "head#1" the second, "head#-1" the last.
-        target: The class to explain: "predicted", an int, or N ints (a list or an integer tensor).
+        target: The class to explain: "predicted", an int, or N ints (a list or an integer tensor); or a `Target`.
         method: "gradcam", "gradcam++", "hirescam", "xgradcam" or "layercam".
         output: Where the logits are in what the model returns: a key, an index, a function; None finds them.
 
@@ -69,321 +61,185 @@ def compute_cam(
         TypeError: `inputs` is no tensor, or `target` or `target_layers` is of a wrong type.
         ValueError: There is no such layer, method or class; what follows a `#` is no number; the layer's output has no
             space in it; the number of targets is not that of the samples; no logits were found.
+
+    Warns:
+        UserWarning: The model's forward writes in place to weights, which therefore are not what they were.
     """
-    [result] = explain(model, inputs, target_layers, wanted=[target], method=method, output=output)
+    results = explain(model, inputs, CAMRequest.of(target_layers, [target], method, output))
+    [result] = judge(results, *copy_to_host([results.verdicts]))
     for layer, verdict in result.health.items():
         if verdict.cause is Cause.UNSUPPORTED_OUTPUT:
             raise BadInputError(verdict.detail + f" Choose a layer before {layer!r} that returns maps.")
+    if results.modified_weights:
+        warnings.warn(describe_modified(results.modified_weights), UserWarning, stacklevel=2)
     return result
+
+
+def describe_modified(weights: Sequence[str]) -> str:
+    """What to say of weights that a pass has written to: which they are, in which modules, and what to do.
+
+    Args:
+        weights: Their dotted names, as of `Replica.modified_weights`.
+    """
+    modules = dict.fromkeys(repr(name.rpartition(".")[0] or "the model itself") for name in weights if "(" not in name)
+    where = f" (in {', '.join(modules)})" if modules else ""
+    return (
+        f"The model's forward writes in place to weights: {', '.join(map(repr, weights))}{where}. The pass that "
+        "computes maps shares the weights, so they have changed. Have forward write to a buffer, or to a copy of them."
+    )
 
 
 def explain(
     model: nn.Module,
     inputs: Tensor,
-    target_layers: str | Sequence[str],
+    request: CAMRequest,
     *,
-    wanted: Sequence[Target],
-    method: str = "gradcam",
-    output: OutputSpec = None,
-    bridge: Callable[[], ForwardObserver] | None = None,
-    passenger: Passenger | None = None,
-) -> list[CAMResult]:
-    """As `compute_cam`, for several targets at the price of one forward pass; a result each, in their order.
+    observer: Callable[[], ForwardObserver] | None = None,
+    options: ReplicaOptions = _NO_OPTIONS,
+) -> DeviceResults:
+    """As `compute_cam`, for several targets at the price of one forward pass; what it gives is still on the device.
 
-    A layer without space in its output is no error here, but a judgement with its cause. `bridge` makes an observer
-    that lets the gradient pass the cuts that a diagnosis found for one target layer. A `passenger` travels to the host
-    with the verdicts, if all layers can be explained in one pass.
+    A layer without space in its output is no error here, but a finding with its cause.
+
+    Args:
+        model: Any module that maps images to what the targets of the request can read.
+        inputs: `(N, C, H, W)`.
+        request: What is asked for.
+        observer: Makes an observer of the forward pass that lets the gradient pass the cuts that a diagnosis found for
+            the one layer of the request.
+        options: How the replica is made.
     """
-    methods.find_method(method)
-    for target in wanted:
-        targets.check_target(target)
-    names = layers.check_names(target_layers)
-    with isolated(model):
-        inputs = prepared(inputs, model)
-        if names == (layers.AUTO,):
-            names = (_auto_layer(model, inputs, wanted[0], output),)
-        found = layers.find_layers(model, names)
-        together = _explain_together(model, inputs, found, wanted, method, output, bridge, passenger)
-        if not together and len(found) == 1:
-            return _explain_call_by_call(model, inputs, found, wanted, method, output)
-    return together or _explain_one_by_one(model, inputs, found, wanted, method, output)
+
+    def job(replica: Replica) -> DeviceResults:
+        images, wanted = prepared(inputs, replica.model), request
+        if request.uses_auto:
+            wanted = request.at(find_auto_layer(replica.model, images, request))
+        passes = _Pass(replica.model, images, wanted, find_layers(replica.model, wanted.layers))
+        results = passes.run(observer) or passes.run_apart()
+        return replace(results, modified_weights=replica.modified_weights())
+
+    return run_in_replica(model, job, options)
 
 
-def _explain_together(
-    model: nn.Module,
-    inputs: Tensor,
-    found: Mapping[str, nn.Module],
-    wanted: Sequence[Target],
-    method: str,
-    output: OutputSpec,
-    bridge: Callable[[], ForwardObserver] | None = None,
-    passenger: Passenger | None = None,
-) -> list[CAMResult]:
-    """All layers and targets from one forward pass; no result where layers, or calls, would disturb each other."""
-    method_of = methods.find_method(method)
-    tracer = None if bridge is None else bridge()
-    chosen = (
-        _counted_from_zero(model, inputs, found) if bridge is not None else None
-    )  # cuts are numbered from that call on
-    choices: list[tuple[Tensor, ...]] = []
-    examinations: dict[tuple[int, str], health.Examination] = {}
-    with forward_pass(model, inputs, found, output, tracer, chosen) as (logits, recordings):
-        if len(found) > 1 and any(recording.reopened for recording in recordings.values()):
-            return []
-        for position, target in enumerate(wanted):
-            scores, choice = choose_scores(logits, target)
-            more = position + 1 < len(wanted)
-            taken = gradients.differentiate(scores, recordings, keep_graph=more)
-            if any(_is_disturbed(pair, recordings[name]) for name, pair in taken.items()):
-                return []
-            choices.append((scores.detach(), *choice))
-            examinations |= {(position, name): _examine(name, pair, method_of, scores) for name, pair in taken.items()}
-    return _results(choices, examinations, inputs, passenger)
+class _Pass:
+    """The layers of a request on one replica, and the passes that they need."""
+
+    def __init__(self, model: nn.Module, inputs: Tensor, request: CAMRequest, layers: Mapping[str, nn.Module]) -> None:
+        self.model, self.inputs, self.request, self.layers = model, inputs, request, layers
+
+    def run(self, observer: Callable[[], ForwardObserver] | None = None) -> DeviceResults | None:
+        """All layers and targets from one forward pass; None where layers, or calls, would disturb each other."""
+        request, results = self.request, list[TargetResult]()
+        chosen = None if observer is None else self._calls_from_zero()  # cuts are numbered from that call on
+        watch = None if observer is None else observer()
+
+        def read(returned: Any) -> list[Any]:
+            return [target.read(returned, request.output, len(self.inputs)) for target in request.targets]
+
+        with forward_pass(self.model, self.inputs, self.layers, read, watch, chosen, request.layout) as (
+            taken,
+            recordings,
+        ):
+            if len(self.layers) > 1 and any(recording.grad_reenabled_calls for recording in recordings.values()):
+                return None
+            for position, target in enumerate(request.targets):
+                scores = target.score(taken[position])
+                pairs = gradients.differentiate(
+                    scores.values,
+                    recordings,
+                    keep_graph=position + 1 < len(request.targets),
+                    backward=request.method.needs_gradient,
+                    one_by_one=_uses_batch_statistics(self.model),
+                )
+                if any(_is_disturbed(pair, recordings[name]) for name, pair in pairs.items()):
+                    return None
+                found = {name: self._examine(name, pair, scores.values) for name, pair in pairs.items()}
+                results.append(TargetResult.of(scores, found))
+        height, width = self.inputs.shape[2:]
+        return DeviceResults(tuple(results), (height, width))
+
+    def run_apart(self) -> DeviceResults:
+        """A pass for each layer, or for each call of the only one, so that none disturbs another."""
+        if len(self.layers) == 1:
+            return self._run_call_by_call()
+        passes = [self._of(name, layer) for name, layer in self.layers.items()]
+        return DeviceResults.side_by_side([one.run() or one.run_apart() for one in passes])
+
+    def _of(self, name: str, layer: nn.Module) -> _Pass:
+        return _Pass(self.model, self.inputs, self.request.at(name), {name: layer})
+
+    def _run_call_by_call(self) -> DeviceResults:
+        """A pass for each call of one layer, the last one first, until the score depends on the call."""
+        [(name, layer)] = self.layers.items()
+        plain, chosen = split_call(name)
+        count = count_calls(self.model, self.inputs, self.layers)[name]
+        tried: list[DeviceResults] = []
+        for call in range(count - 1, -1, -1) if chosen is None else [chosen + count]:
+            results = self._of(f"{plain}#{call}", layer).run()
+            assert results is not None  # a call that is chosen from the start disturbs itself never
+            tried.append(results)
+            [verdict] = judge(results, *copy_to_host([results.verdicts]))[0].health.values()
+            if set(verdict.state) != {GradientState.NONE}:
+                return results.renamed(name)
+        return tried[0].renamed(name)
+
+    def _calls_from_zero(self) -> dict[str, int | None]:
+        """The calls that the names choose. One that is counted from the end costs a forward pass without gradients."""
+        chosen = {name: split_call(name)[1] for name in self.layers}
+        if all(call is None or call >= 0 for call in chosen.values()):
+            return chosen
+        counts = count_calls(self.model, self.inputs, self.layers)
+        return {
+            name: call + counts[name] if call is not None and -counts[name] <= call < 0 else call
+            for name, call in chosen.items()
+        }
+
+    def _examine(self, name: str, pair: gradients.LayerGradient, scores: Tensor) -> health.Examination:
+        if pair.bypassed:
+            detail = f"The layer {name!r} is scripted, and takes no hooks."
+            return health.missing(None, scores, Cause.HOOK_BYPASSED, detail)
+        return replace(self._examine_call(name, pair, scores), calls=pair.calls, call=pair.call)
+
+    def _examine_call(self, name: str, pair: gradients.LayerGradient, scores: Tensor) -> health.Examination:
+        layout, method = self.request.layout, self.request.method
+        if pair.activation is None:
+            if not 0 <= pair.call < pair.calls:
+                return health.missing(None, scores, Cause.LAYER_NOT_CALLED, _not_called(name, pair.calls))
+            return _unsupported(name, scores, f"{describe_output(pair.unusable_output)}: no maps (N, K, h, w).")
+        activation = layout.to_maps(pair.activation)
+        height, width = self.inputs.shape[2:]
+        doubt = layout.doubt(self.layers[name], activation, (height, width))
+        if doubt:
+            shape = tuple(pair.activation.shape)
+            return _unsupported(name, scores, f"a tensor of shape {shape}, {doubt}: no maps (N, K, h, w).")
+        if pair.gradient is None and method.needs_gradient:
+            return health.missing(activation, scores, _backward_failure(pair.failure), pair.failure)
+        if len(activation) != len(scores):
+            return _unsupported(name, scores, f"{len(activation)} maps for {len(scores)} images: needed is one each.")
+        gradient = None if pair.gradient is None else layout.to_maps(pair.gradient)
+        with torch.autocast(scores.device.type, enabled=False):
+            cam = method.map(activation, gradient)
+            return health.examine(activation, gradient, cam, scores.detach())
 
 
-def _is_disturbed(pair: gradients.LayerGradient, recording: gradients.Recording) -> bool:
+def _uses_batch_statistics(model: nn.Module) -> bool:
+    """Whether samples depend on each other in evaluation mode, by a batch normalisation without statistics of its own.
+
+    It is asked after the forward pass, which may put such a layer back into train mode.
+    """
+    kind = nn.modules.batchnorm._BatchNorm
+    return any(
+        isinstance(module, kind) and (module.training or module.running_mean is None) for module in model.modules()
+    )
+
+
+def _is_disturbed(pair: gradients.LayerGradient, recording: Recording) -> bool:
     """Whether a later call switched gradients on where the model had them off, on the way from this one."""
-    return any(0 <= pair.call < call for call in recording.reopened)
+    return any(0 <= pair.call < call for call in recording.grad_reenabled_calls)
 
 
-def _explain_call_by_call(
-    model: nn.Module,
-    inputs: Tensor,
-    found: Mapping[str, nn.Module],
-    wanted: Sequence[Target],
-    method: str,
-    output: OutputSpec,
-) -> list[CAMResult]:
-    """A pass for each call of one layer, the last one first, where a later call would disturb the one to explain."""
-    [(name, layer)] = found.items()
-    plain, chosen = split_call(name)
-    count = _count_calls(model, inputs, found)[name]
-    order = range(count - 1, -1, -1) if chosen is None else [chosen + count]
-    tried: list[list[CAMResult]] = []
-    for call in order:
-        alone = {f"{plain}#{call}": layer}
-        tried.append(_explain_together(model, inputs, alone, wanted, method, output))
-        [verdict] = tried[-1][0].health.values()
-        if set(verdict.state) != {GradientState.NONE}:
-            return [_renamed(result, name) for result in tried[-1]]
-    return [_renamed(result, name) for result in tried[0]]
-
-
-def _renamed(result: CAMResult, name: str) -> CAMResult:
-    """The result of one layer under another name."""
-    [cam], [verdict] = result.cams.values(), result.health.values()
-    return replace(result, cams={name: cam}, health={name: verdict})
-
-
-def _counted_from_zero(model: nn.Module, inputs: Tensor, found: Mapping[str, nn.Module]) -> dict[str, int | None]:
-    """The calls that the names choose. One that is counted from the end costs a forward pass without gradients."""
-    chosen = {name: split_call(name)[1] for name in found}
-    if all(call is None or call >= 0 for call in chosen.values()):
-        return chosen
-    counts = _count_calls(model, inputs, found)
-    return {
-        name: call + counts[name] if call is not None and -counts[name] <= call < 0 else call
-        for name, call in chosen.items()
-    }
-
-
-def _count_calls(model: nn.Module, inputs: Tensor, found: Mapping[str, nn.Module]) -> dict[str, int]:
-    with layers.counted_calls(found) as counts:
-        _run_without_graph(model, inputs)
-    return counts
-
-
-def _run_without_graph(model: nn.Module, inputs: Tensor) -> None:
-    with torch.no_grad(), inference_as_no_grad():
-        call_model(model, inputs)
-
-
-def _explain_one_by_one(
-    model: nn.Module,
-    inputs: Tensor,
-    names: Iterable[str],
-    wanted: Sequence[Target],
-    method: str,
-    output: OutputSpec,
-) -> list[CAMResult]:
-    """A pass for each layer, where one pass for all would let the layers disturb each other."""
-    alone = [explain(model, inputs, name, wanted=wanted, method=method, output=output) for name in names]
-    return [
-        replace(
-            results[0],
-            cams={name: cam for result in results for name, cam in result.cams.items()},
-            health={name: verdict for result in results for name, verdict in result.health.items()},
-        )
-        for results in zip(*alone, strict=True)
-    ]
-
-
-def choose_layer(model: nn.Module, inputs: Tensor, *, target: Target = "predicted", output: OutputSpec = None) -> str:
-    """The layer that "auto" stands for.
-
-    It is the last module in forward order whose output has more than one pixel and on which the score depends. Where
-    the score depends on none of them (the feature map is detached, say), it is the last: there the question is why.
-
-    Args:
-        model: Any module that maps images to logits.
-        inputs: `(N, C, H, W)`; one sample is enough.
-        target: As for `compute_cam`.
-        output: As for `compute_cam`.
-
-    Raises:
-        ValueError: No module returns maps of more than one pixel.
-    """
-    with isolated(model):
-        return _auto_layer(model, prepared(inputs, model), target, output)
-
-
-def prepared(inputs: Any, model: nn.Module) -> Tensor:
-    """The inputs on the model's device, without a history.
-
-    Raises:
-        TypeError: They are no tensor.
-        ValueError: They are no batch of images.
-    """
-    if not isinstance(inputs, Tensor):
-        raise TypeError(f"The inputs are a tensor (N, C, H, W); given: {type(inputs).__name__}.")
-    if inputs.ndim != 4 or len(inputs) == 0:
-        raise BadInputError(
-            f"The inputs are a tensor (N, C, H, W) with at least one image; given: {tuple(inputs.shape)}."
-        )
-    anchor = next(model.parameters(), next(model.buffers(), inputs))
-    return inputs.detach().to(anchor.device)
-
-
-def _auto_layer(model: nn.Module, inputs: Tensor, target: Target, output: OutputSpec) -> str:
-    with layers.spatial_layers(model, len(inputs)) as seen:
-        _run_without_graph(model, inputs)
-    if not seen:
-        raise BadInputError(
-            f'"auto" found no layer in {type(model).__name__}: none of its modules returns maps (N, K, h, w) of more '
-            "than one pixel. Grad-CAM needs one, such as a convolution; name it in `target_layers`."
-        )
-    names = list(seen)
-    # The last one nearly always answers. Several in one pass cost the memory of the graph between them.
-    for count in (1, 8, len(names)):
-        candidates = {name: seen[name] for name in names[-count:]}
-        with forward_pass(model, inputs, candidates, output) as (logits, recordings):
-            scores, _ = choose_scores(logits, target)
-            taken = gradients.differentiate(scores, recordings)
-        alive = [name for name, pair in taken.items() if pair.gradient is not None]
-        if alive:
-            log.debug('"auto" chose the layer %r.', alive[-1])
-            return alive[-1]
-    log.debug('"auto" chose the layer %r, though the score depends on no layer that has space.', names[-1])
-    return names[-1]
-
-
-@contextmanager
-def forward_pass(
-    model: nn.Module,
-    inputs: Tensor,
-    found: Mapping[str, nn.Module],
-    output: OutputSpec,
-    tracer: ForwardObserver | None = None,
-    chosen: Mapping[str, int | None] | None = None,
-) -> Iterator[tuple[Tensor, dict[str, gradients.Recording]]]:
-    """Run the model once, with a graph that begins at the layers. To be used within `isolated`.
-
-    Args:
-        model: Any module that maps images to logits.
-        inputs: From `prepared`.
-        found: Name to layer.
-        output: As for `compute_cam`.
-        tracer: Follows what forward does with the activations.
-        chosen: Name to the call to explain; by default what the names say.
-
-    Yields:
-        The logits `(N, L)`, and what was recorded at the layers.
-    """
-    begun = None if tracer is None else tracer.begin
-    calls = {name: split_call(name)[1] for name in found} if chosen is None else chosen
-    with gradients.recorded(found, layers.find_activation, begun, calls) as recordings:
-        if tracer is not None:
-            with tracer.watching(model):
-                logits = _logits(model, inputs, output)
-        else:
-            with inference_as_no_grad():
-                logits = _logits_or_lenient(model, inputs, output, recordings)
-        for recording in recordings.values():
-            recording.closed = True
-        yield logits, recordings
-
-
-def _logits_or_lenient(
-    model: nn.Module, inputs: Tensor, output: OutputSpec, recordings: Mapping[str, gradients.Recording]
-) -> Tensor:
-    try:
-        return _logits(model, inputs, output)
-    except (RuntimeError, BufferError) as error:
-        if is_out_of_memory(error):
-            raise
-        for recording in recordings.values():
-            recording.clear()
-        try:
-            with NoGradFallback():
-                return _logits(model, inputs, output)
-        except (RuntimeError, BufferError):
-            raise error from None
-
-
-def _logits(model: nn.Module, inputs: Tensor, output: OutputSpec) -> Tensor:
-    logits = targets.find_logits(call_model(model, inputs), output)
-    if len(logits) != len(inputs):
-        raise BadInputError(
-            f"The model returned logits of shape {tuple(logits.shape)} for {len(inputs)} images: needed is one row an "
-            "image. If these are not the logits, say with `output` where they are."
-        )
-    return logits
-
-
-def call_model(model: nn.Module, inputs: Tensor) -> Any:
-    """Call the model. In a traceback, what lies further in than this function is the model's."""
-    # A copy, because forward may normalise its input in place.
-    return model(inputs.clone())
-
-
-def raised_by_model(error: BaseException) -> bool:
-    """Whether an error that came out of this module was raised in the model's own forward pass."""
-    return any(frame.f_code is call_model.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
-
-
-def choose_scores(logits: Tensor, target: Target) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """The scores `(N,)`, and what was chosen: targets, predictions, probabilities."""
-    predictions, probabilities = targets.predict(logits)
-    chosen = targets.choose_targets(target, predictions, targets.class_count(logits))
-    return targets.score(logits, chosen), (chosen, predictions, probabilities)
-
-
-def _examine(name: str, pair: gradients.LayerGradient, method_of: methods.Method, scores: Tensor) -> health.Examination:
-    if pair.bypassed:
-        return health.missing(None, scores, Cause.HOOK_BYPASSED, f"The layer {name!r} is scripted, and takes no hooks.")
-    found = _examine_call(name, pair, method_of, scores)
-    return replace(found, calls=pair.calls, call=pair.call)
-
-
-def _examine_call(
-    name: str, pair: gradients.LayerGradient, method_of: methods.Method, scores: Tensor
-) -> health.Examination:
-    if pair.activation is None:
-        if not 0 <= pair.call < pair.calls:
-            return health.missing(None, scores, Cause.LAYER_NOT_CALLED, _not_called(name, pair.calls))
-        returned = layers.describe_output(pair.refused)
-        detail = f"The layer {name!r} returned {returned}: no maps (N, K, h, w) with space in them."
-        return health.missing(None, scores, Cause.UNSUPPORTED_OUTPUT, detail)
-    if pair.gradient is None:
-        return health.missing(pair.activation, scores, _backward_failure(pair.failure), pair.failure)
-    if len(pair.activation) != len(scores):
-        detail = (
-            f"The layer {name!r} returned {len(pair.activation)} maps for {len(scores)} images: needed is one each."
-        )
-        return health.missing(None, scores, Cause.UNSUPPORTED_OUTPUT, detail)
-    with torch.autocast(scores.device.type, enabled=False):
-        cam = method_of(pair.activation, pair.gradient)
-        return health.examine(pair.activation, pair.gradient, cam, scores.detach())
+def _unsupported(name: str, scores: Tensor, what: str) -> health.Examination:
+    return health.missing(None, scores, Cause.UNSUPPORTED_OUTPUT, f"The layer {name!r} returned {what}")
 
 
 def _not_called(name: str, calls: int) -> str:
@@ -402,39 +258,3 @@ def _backward_failure(message: str) -> Cause | None:
     if "is not implemented" in message:
         return Cause.NON_DIFFERENTIABLE
     return Cause.CUSTOM_FUNCTION if message else None
-
-
-def _results(
-    choices: Sequence[tuple[Tensor, ...]],
-    examinations: Mapping[tuple[int, str], health.Examination],
-    inputs: Tensor,
-    passenger: Passenger | None,
-) -> list[CAMResult]:
-    """A result a target: of each its scores, classes, predictions and probabilities, and its number with each layer."""
-    height, width = inputs.shape[2:]
-    unjudged = [
-        CAMResult(
-            cams={name: found.cam for (number, name), found in examinations.items() if number == position},
-            targets=chosen,
-            scores=scores.float(),
-            predictions=predictions,
-            probabilities=probabilities,
-            health={},
-            input_size=(height, width),
-        )
-        for position, (scores, chosen, predictions, probabilities) in enumerate(choices)
-    ]
-    verdicts = health.judge(examinations, partial(_fetched, passenger=passenger, results=unjudged))
-    return [
-        replace(result, health={name: verdict for (number, name), verdict in verdicts.items() if number == position})
-        for position, result in enumerate(unjudged)
-    ]
-
-
-def _fetched(verdicts: Tensor, passenger: Passenger | None, results: Sequence[CAMResult]) -> Tensor:
-    """The verdicts of all targets on the host. It is here, and only here, that the device is waited for."""
-    if passenger is None:
-        return verdicts.cpu()
-    on_host, *luggage = brought_over([verdicts, *passenger.board(results)])
-    passenger.arrive(luggage)
-    return on_host

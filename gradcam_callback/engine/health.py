@@ -1,9 +1,9 @@
-"""Judge: ok, none, zero, non-finite, per probe, before anything is normalised. A room: tensors in, verdicts out."""
+"""The judgement on gradients: ok, none, zero, non-finite, per probe, before anything is normalised."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -43,26 +43,35 @@ class Examination:
     calls: int = 1
     call: int = 0
 
+    def to(self, device: torch.device | str) -> Examination:
+        """The same on another device."""
+        cam, norm, code, empty = (tensor.to(device) for tensor in (self.cam, self.norm, self.code, self.empty))
+        return replace(self, cam=cam, norm=norm, code=code, empty=empty)
 
-def examine(activation: Tensor, gradient: Tensor, cam: Tensor, scores: Tensor) -> Examination:
+
+def examine(activation: Tensor, gradient: Tensor | None, cam: Tensor, scores: Tensor) -> Examination:
     """Judge each probe's gradient, and take away the map of each that is not usable.
 
     Args:
         activation: `(N, K, h, w)`.
-        gradient: The same shape.
+        gradient: The same shape; None for a method that needs none: then only what is not finite is not usable.
         cam: `(N, h, w)`, the map that was made of them.
         scores: `(N,)`. One that is NaN explains nothing, whatever its gradient; minus infinity is a masked class.
     """
-    flat, cam = gradient.flatten(1), cam.float()  # float64 may hold what float32 calls infinite
-    peak, cam_peak = _peak(flat), _peak(cam.flatten(1))
-    finite = ~scores.isnan()
-    for highest in (peak, _peak(activation.flatten(1)), cam_peak):
-        finite = finite & highest.isfinite()
-    code = torch.where(peak == 0, _ZERO, _OK)
+    cam = cam.float()  # float64 may hold what float32 calls infinite
+    cam_peak = _peak(cam.flatten(1))
+    finite = ~scores.isnan() & _peak(activation.flatten(1)).isfinite() & cam_peak.isfinite()
+    if gradient is None:
+        norm, code = torch.full_like(cam_peak, torch.nan), torch.full_like(cam_peak, _OK, dtype=torch.int64)
+    else:
+        flat = gradient.flatten(1)
+        peak = _peak(flat)
+        norm, code = _norm(flat, peak), torch.where(peak == 0, _ZERO, _OK)
+        finite = finite & peak.isfinite()
     code = torch.where(finite, code, _NON_FINITE)
     usable = code == _OK
     cam = torch.where(usable[:, None, None], cam, torch.nan)
-    return Examination(cam, _norm(flat, peak), code, usable & (cam_peak == 0))
+    return Examination(cam, norm, code, usable & (cam_peak == 0))
 
 
 def _peak(flat: Tensor) -> Tensor:
@@ -95,20 +104,39 @@ def missing(activation: Tensor | None, samples: Tensor, cause: Cause | None = No
     return Examination(nan, nan[:, 0, 0].clone(), code, torch.zeros_like(code, dtype=torch.bool), cause, detail)
 
 
-def judge(
-    examinations: Mapping[Key, Examination], fetch: Callable[[Tensor], Tensor] = lambda tensor: tensor.cpu()
-) -> dict[Key, LayerHealth]:
-    """The verdicts by layer, or whatever else they are known by, with one transfer from the device for all of them.
+def concat(parts: Sequence[Examination]) -> Examination:
+    """The findings of all samples, from those of some of them each."""
+    if len(parts) == 1:
+        return parts[0]
+    told = next((part for part in parts if part.cause is not None), parts[0])
+    # A part in which the layer never ran has maps of one pixel, which is NaN: it gets the space of the others.
+    space = max((part.cam.shape[1:] for part in parts), key=lambda shape: shape.numel())
+    cams = [part.cam.expand(-1, *space) if part.cam.shape[1:].numel() == 1 else part.cam for part in parts]
+    return replace(
+        told,
+        cam=torch.cat(cams),
+        norm=torch.cat([part.norm for part in parts]),
+        code=torch.cat([part.code for part in parts]),
+        empty=torch.cat([part.empty for part in parts]),
+    )
+
+
+def pack(examinations: Iterable[Examination]) -> Tensor:
+    """The findings in one tensor `(layers, 2, N)`, so that they come over to the host in one piece.
+
+    The state's code and the flag for an empty map are one number; beside it stands the norm.
+    """
+    return torch.stack([torch.stack([(found.code * 2 + found.empty).float(), found.norm]) for found in examinations])
+
+
+def judge(examinations: Mapping[Key, Examination], packed: Tensor) -> dict[Key, LayerHealth]:
+    """The verdicts by layer, or whatever else they are known by.
 
     Args:
         examinations: Of each layer.
-        fetch: Brings a tensor from the device to the host.
+        packed: What `pack` made of them, on the host.
     """
-    if not examinations:
-        return {}
-    # A code and a flag in one number, beside the norm: what is on the device comes over in one piece.
-    pairs = [torch.stack([(found.code * 2 + found.empty).float(), found.norm]) for found in examinations.values()]
-    packed, norms = fetch(torch.stack(pairs)).unbind(1)
+    codes, norms = packed.unbind(1)
     return {
         name: LayerHealth(
             gradient_norm=norm,
@@ -119,5 +147,5 @@ def judge(
             calls=found.calls,
             call=found.call,
         )
-        for (name, found), numbers, norm in zip(examinations.items(), packed.tolist(), norms, strict=True)
+        for (name, found), numbers, norm in zip(examinations.items(), codes.tolist(), norms, strict=True)
     }

@@ -1,15 +1,12 @@
-"""Name -> module; "auto"; how an activation is laid out in space. A room: it knows neither targets nor gradients."""
+"""From the names of layers, as people write them, to modules."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gradcam_callback.errors import BadInputError
 from gradcam_callback.results import split_call
@@ -67,7 +64,7 @@ def find_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
     Raises:
         ValueError: There is no such module; the message names the closest.
     """
-    modules = dict(_named_modules(model, remove_duplicate=False))
+    modules = dict(named_modules(model, remove_duplicate=False))
     found = {}
     for given in names:
         name, call = split_call(given)
@@ -80,7 +77,7 @@ def find_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
     return found
 
 
-def _named_modules(model: nn.Module, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Module]]:
+def named_modules(model: nn.Module, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Module]]:
     """The modules below the model, with the names that they had before anything was compiled."""
     for name, module in model.named_modules(remove_duplicate=remove_duplicate):
         plain = _without_wrappers(name)
@@ -116,73 +113,3 @@ def _unknown(model: nn.Module, name: str, names: list[str]) -> str:
         return f"{message} The closest: {', '.join(map(repr, close[:4]))}."
     top = [known for known in names if "." not in known]
     return f"{message} At the top there are {', '.join(map(repr, top))}; `named_modules()` lists all."
-
-
-def find_activation(output: Any) -> Tensor | None:
-    """The first tensor with space in it, in what a layer returned: `(N, K, h, w)`, floating; None if there is none."""
-    if isinstance(output, Tensor):
-        return output if output.ndim == 4 and output.is_floating_point() else None
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    if isinstance(output, (tuple, list)):
-        return next((tensor for value in output if (tensor := find_activation(value)) is not None), None)
-    return None
-
-
-def describe_output(output: Any) -> str:
-    """What a layer returned, in words, for a message."""
-    if isinstance(output, Tensor):
-        return f"a tensor of shape {tuple(output.shape)}"
-    if isinstance(output, (tuple, list)):
-        return f"{type(output).__name__} of {', '.join(describe_output(value) for value in output) or 'nothing'}"
-    return f"an object of type {type(output).__name__}"
-
-
-@contextmanager
-def spatial_layers(model: nn.Module, batch: int) -> Iterator[dict[str, nn.Module]]:
-    """Watch a forward pass: which modules return an activation of more than one pixel, for each of `batch` samples.
-
-    Scripted modules take no hooks and are passed over.
-
-    Yields:
-        Name to module, filled while the model runs, in the order in which the modules finish. Where a module's own name
-        has a `#` in it, the number of its last call follows, so that it can be told from such a number.
-    """
-    seen: dict[str, nn.Module] = {}
-
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, _args: Any, output: Any) -> None:
-            activation = find_activation(output)
-            if activation is not None and activation.shape[0] == batch and activation.shape[2:].numel() > 1:
-                seen.pop(name, None)
-                seen[name] = module
-
-        return hook
-
-    with ExitStack() as stack:
-        for name, module in _named_modules(model):
-            with suppress(RuntimeError) if isinstance(module, torch.jit.ScriptModule) else nullcontext():
-                stack.callback(module.register_forward_hook(watch(f"{name}#-1" if "#" in name else name)).remove)
-        yield seen
-
-
-@contextmanager
-def counted_calls(found: Mapping[str, nn.Module]) -> Iterator[dict[str, int]]:
-    """Count how often modules run in a forward pass.
-
-    Yields:
-        Name to count, filled while the model runs. A scripted module takes no hooks, and its count stays 0.
-    """
-    counts = dict.fromkeys(found, 0)
-
-    def count(name: str) -> Any:
-        def hook(_module: nn.Module, _args: Any, _output: Any) -> None:
-            counts[name] += 1
-
-        return hook
-
-    with ExitStack() as stack:
-        for name, module in found.items():
-            with suppress(RuntimeError) if isinstance(module, torch.jit.ScriptModule) else nullcontext():
-                stack.callback(module.register_forward_hook(count(name)).remove)
-        yield counts

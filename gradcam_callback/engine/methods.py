@@ -1,6 +1,6 @@
-"""Pure: activation and gradient -> map. A leaf: it imports nothing of ours.
+"""From activation and gradient to the map.
 
-Each method takes the activation `A` and the gradient `G = dy/dA` of the score `y`, both float32 `(N, K, h, w)`, and
+Each formula takes the activation `A` and the gradient `G = dy/dA` of the score `y`, both float32 `(N, K, h, w)`, and
 returns float32 `(N, h, w)`, at least 0, not normalised. NaN goes in and comes out: nothing is repaired here.
 """
 
@@ -8,11 +8,48 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-Method = Callable[[Tensor, Tensor], Tensor]
+from gradcam_callback.errors import BadInputError
+
+
+@runtime_checkable
+class Method(Protocol):
+    """The place where other methods (without gradients, by scores of masked images) plug in."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in a configuration."""
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether it needs the gradient at the layer. A method that does not gets None in its place."""
+
+    @property
+    def extra_forwards(self) -> int:
+        """How many forward passes it needs for each sample besides the one that gives activation and score."""
+
+    def map(self, activation: Tensor, gradient: Tensor | None) -> Tensor:
+        """The map `(N, h, w)`, at least 0, of an activation and its gradient `(N, K, h, w)`."""
+
+
+@dataclass(frozen=True)
+class GradientMethod:
+    """A method whose map is a formula of activation and gradient, and nothing else."""
+
+    name: str
+    formula: Callable[[Tensor, Tensor], Tensor]
+    needs_gradient: bool = True
+    extra_forwards: int = 0
+
+    def map(self, activation: Tensor, gradient: Tensor | None) -> Tensor:
+        """The formula's map."""
+        assert gradient is not None
+        return self.formula(activation, gradient)
 
 
 def gradcam(activation: Tensor, gradient: Tensor) -> Tensor:
@@ -78,11 +115,14 @@ def _weighted(activation: Tensor, weights: Tensor) -> Tensor:
 
 
 METHODS: dict[str, Method] = {
-    "gradcam": gradcam,
-    "gradcam++": gradcam_plus_plus,
-    "hirescam": hirescam,
-    "xgradcam": xgradcam,
-    "layercam": layercam,
+    method.name: method
+    for method in (
+        GradientMethod("gradcam", gradcam),
+        GradientMethod("gradcam++", gradcam_plus_plus),
+        GradientMethod("hirescam", hirescam),
+        GradientMethod("xgradcam", xgradcam),
+        GradientMethod("layercam", layercam),
+    )
 }
 
 
@@ -96,4 +136,4 @@ def find_method(name: str) -> Method:
         return METHODS[name]
     close = difflib.get_close_matches(str(name).lower(), METHODS, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"There is no method {name!r}. Possible: {', '.join(map(repr, METHODS))}.{hint}")
+    raise BadInputError(f"There is no method {name!r}. Possible: {', '.join(map(repr, METHODS))}.{hint}")

@@ -6,19 +6,11 @@ Some calls work under `no_grad`, where people's validation runs, and raise with 
 `requires_grad = False` on what is no leaf, an operation that would save a tensor made in inference mode. A model must
 not fail because it is explained. So such a call is done as it would be without gradients: on detached tensors, or on a
 copy.
-
-Note [Inference mode as no_grad]
-
-A tensor made in inference mode can never carry a gradient again. While a model is explained, such a block of its own
-therefore only switches gradients off, like `no_grad`. It computes the same values, it can be bridged, and a layer that
-runs in it can switch gradients on again.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -84,35 +76,6 @@ def _plain(tensor: Tensor) -> Tensor:
 
 def _detached(tensor: Tensor) -> Tensor:
     return tensor.detach() if tensor.requires_grad else tensor
-
-
-@contextmanager
-def inference_as_no_grad(entering: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Iterator[None]:
-    """While a model runs, its `inference_mode` is a second `no_grad`. See Note [Inference mode as no_grad].
-
-    It is so in this thread alone.
-    """
-    block, thread = torch.inference_mode, threading.get_ident()
-    real_enter, real_leave = block.__enter__, block.__exit__
-
-    def enter(self: Any) -> None:
-        if threading.get_ident() != thread:
-            return real_enter(self)
-        self._gradients_before = torch.is_grad_enabled()
-        with entering():
-            torch._C._set_grad_enabled(not self.mode)
-
-    def leave(self: Any, *error: Any) -> None:
-        before = vars(self).pop("_gradients_before", None)
-        if before is None:
-            return real_leave(self, *error)
-        torch._C._set_grad_enabled(before)
-
-    block.__enter__, block.__exit__ = enter, leave  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        block.__enter__, block.__exit__ = real_enter, real_leave  # type: ignore[method-assign]
 
 
 def disables_grad(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

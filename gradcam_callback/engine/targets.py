@@ -1,17 +1,149 @@
-"""What the model returned -> logits -> one score per sample. A room: it knows neither layers nor gradients."""
+"""What is explained: from what the model returned to one score a sample."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from gradcam_callback.errors import BadInputError
 
+# By the names of autograd's nodes, with what torch makes of a view or of a cast among them.
+_NORMALISING = {"Sigmoid", "Softmax", "SafeSoftmax"}
+_RESHAPING = {"View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Alias", "ToCopy", "Clone", "Clamp", "T"}
+
 OutputSpec = str | int | Callable[[Any], Any] | None
+"""Where the logits are in what a model returned: a key or attribute, an index, a function; None finds them."""
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no one answer to ==
+class Scores:
+    """What a target makes of one forward pass.
+
+    Attributes:
+        values: `(N,)`, the score of each sample, with the history that leads to the layers.
+        targets: `(N,)` int64, what each score stands for: a class, mostly.
+        predictions: `(N,)` int64, what the model says.
+        probabilities: `(N, L)` float32 in 0..1.
+    """
+
+    values: Tensor
+    targets: Tensor
+    predictions: Tensor
+    probabilities: Tensor
+
+
+@runtime_checkable
+class Target(Protocol):
+    """The place where other tasks (a mask, a box, a number) plug in: from what a model returned to a score a sample."""
+
+    @property
+    def title(self) -> str:
+        """A word or two, for the head of a column."""
+
+    @property
+    def description(self) -> str:
+        """What is explained, in a sentence."""
+
+    def read(self, returned: Any, output: OutputSpec, samples: int) -> Any:
+        """What the scores are made of, e.g. the logits, out of what the model returned for so many samples.
+
+        It is looked for while the forward pass is still observed.
+        """
+
+    def score(self, read: Any) -> Scores:
+        """One score a sample, of what was read."""
+
+    def part(self, samples: slice) -> Target:
+        """The target of some of the samples."""
+
+
+TargetInput = str | int | Sequence[int] | Tensor | Target
+"""What may be given for a target: "predicted", a class for all samples, a class a sample, or a Target of one's own."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassTarget:
+    """The logit of a class.
+
+    Attributes:
+        classes: "predicted", a class for all samples, or a class a sample.
+        name: The title, e.g. the name of the class; by default it is made of the classes.
+
+    Raises:
+        TypeError: `classes` is neither "predicted", an int, nor a list or tensor of ints.
+        ValueError: It is another string, or a class below 0.
+    """
+
+    classes: str | int | Sequence[int] | Tensor = "predicted"
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        check_target(self.classes)
+
+    @property
+    def _is_for_all(self) -> bool:
+        return isinstance(self.classes, str) or torch.as_tensor(self.classes).ndim == 0
+
+    @property
+    def title(self) -> str:
+        """The name, or what can be said without one."""
+        if self.name or isinstance(self.classes, str):
+            return self.name or str(self.classes)
+        return str(int(torch.as_tensor(self.classes))) if self._is_for_all else "given"
+
+    @property
+    def description(self) -> str:
+        """Which logit it is."""
+        if isinstance(self.classes, str):
+            return "The logit of the class that the model predicts."
+        which = f"class {self.title}" if self._is_for_all else "the class given for each sample"
+        return f"The logit of {which}."
+
+    def read(self, returned: Any, output: OutputSpec, samples: int) -> Tensor:
+        """The logits `(N, L)`.
+
+        Raises:
+            ValueError: There are none, or they are not one row a sample.
+        """
+        logits = find_logits(returned, output)
+        if len(logits) != samples:
+            raise BadInputError(
+                f"The model returned logits of shape {tuple(logits.shape)} for {samples} images: needed is one row an "
+                "image. If these are not the logits, say with `output` where they are."
+            )
+        return logits
+
+    def score(self, read: Tensor) -> Scores:
+        """The logit of each sample's class.
+
+        Raises:
+            ValueError: A class that does not exist, or a number of classes that is not the number of samples.
+        """
+        predictions, probabilities = predict(read)
+        chosen = choose_targets(self.classes, predictions, class_count(read))
+        return Scores(score(read, chosen), chosen, predictions, probabilities)
+
+    def part(self, samples: slice) -> ClassTarget:
+        """The classes of some of the samples."""
+        if isinstance(self.classes, (str, int)) or self._is_for_all:
+            return self
+        return ClassTarget(self.classes[samples], self.name)
+
+
+def as_target(given: TargetInput) -> Target:
+    """What was given for a target, as one.
+
+    Raises:
+        TypeError: It is neither "predicted", an int, a list or tensor of ints, nor a Target.
+        ValueError: It is another string, or a class below 0.
+    """
+    return given if isinstance(given, Target) else ClassTarget(given)
+
 
 # The names under which libraries return logits, in the order in which they are looked for.
 LOGIT_NAMES = ("logits", "out", "output", "outputs", "prediction", "predictions", "preds", "scores", "y_hat")
@@ -63,9 +195,15 @@ def _search(returned: Any) -> Any:
             return value
     floating = [value for value in _parts(returned) if _is_floating(value)]
     matrices = [value for value in floating if value.ndim == 2]
-    if len(matrices) == 1:  # a loss a sample may stand before them
+    if len({value.shape for value in matrices}) > 1:
+        raise BadInputError(
+            f"Several things that the model returned may be the logits: {_describe(returned)}, among them matrices of "
+            f"shape {', '.join(str(tuple(value.shape)) for value in matrices)}. Say which they are with `output`: a "
+            "key, an index, or a function of what the model returned."
+        )
+    if matrices:  # a loss a sample may stand before them; of several heads of one shape, the first is the main one
         return matrices[0]
-    rows = [value for value in floating if value.ndim in (1, 2)]
+    rows = [value for value in floating if value.ndim == 1]
     pooled = [value for value in floating if value.ndim > 2 and value.shape[2:].numel() == 1]
     return next(iter(rows + pooled), None)
 
@@ -135,13 +273,31 @@ def predict(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The predicted classes `(N,)` int64, and the probabilities `(N, L)` float32 in 0..1.
 
     Of a single logit, class 1 is the logit and class 0 its negative; the probabilities are its sigmoid and the rest.
+    What a sigmoid or a softmax made are probabilities already.
     """
-    exact = logits.detach()
+    exact, are_probabilities = logits.detach(), has_probabilities(logits)
     values = exact.float()  # may make one of two float64 numbers that are not
-    if values.shape[1] == 1:
-        probabilities = torch.cat([torch.sigmoid(-values), torch.sigmoid(values)], dim=1)
-        return (exact[:, 0] > 0).long(), probabilities
-    return exact.argmax(dim=1), values.softmax(dim=1)
+    if values.shape[1] > 1:
+        return exact.argmax(dim=1), values if are_probabilities else values.softmax(dim=1)
+    if are_probabilities:
+        return (exact[:, 0] > 0.5).long(), torch.cat([1 - values, values], dim=1)
+    return (exact[:, 0] > 0).long(), torch.cat([torch.sigmoid(-values), torch.sigmoid(values)], dim=1)
+
+
+def has_probabilities(logits: Tensor) -> bool:
+    """Whether the last operation, but for changes of shape and the like, was a sigmoid or a softmax.
+
+    Its values alone would not tell: the logits of a network that has learnt nothing are in 0..1 by chance. Without a
+    graph that is not known, and they count as logits.
+    """
+    node = logits.grad_fn
+    while node is not None and _kind(node) in _RESHAPING:
+        node = node.next_functions[0][0]
+    return node is not None and _kind(node) in _NORMALISING
+
+
+def _kind(node: Node) -> str:
+    return node.name().rstrip("0123456789").removesuffix("Backward")
 
 
 def choose_targets(target: str | int | Sequence[int] | Tensor, predictions: Tensor, classes: int) -> Tensor:
@@ -177,7 +333,8 @@ def class_count(logits: Tensor) -> int:
 
 
 def score(logits: Tensor, targets: Tensor) -> Tensor:
-    """One score a sample, `(N,)`: the logit of its target. Of a single logit, class 0 is its negative."""
+    """One score a sample, `(N,)`: the logit of its target. Of a single logit, class 0 is its negative, or the rest."""
     if logits.shape[1] == 1:
-        return torch.where(targets == 1, logits[:, 0], -logits[:, 0])
+        other = 1 - logits[:, 0] if has_probabilities(logits) else -logits[:, 0]
+        return torch.where(targets == 1, logits[:, 0], other)
     return logits.gather(1, targets.unsqueeze(1)).squeeze(1)

@@ -1,26 +1,16 @@
-"""From the device to the host in one piece, since each wait for a device holds up what comes after. A leaf."""
+"""From the device to the host in one piece, since each wait for a device holds up what comes after."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 
-class Passenger(Protocol):
-    """What comes along to the host when the verdicts do, so that the device is waited for only once a look."""
-
-    def board(self, results: Sequence[Any]) -> Sequence[Tensor]:
-        """Tensors on the device, made of the results of a pass (`CAMResult`), which are not judged yet."""
-
-    def arrive(self, tensors: Sequence[Tensor]) -> None:
-        """The same tensors, on the host."""
-
-
-def brought_over(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors of any types, on the host: as bytes they come over in one piece."""
+@torch.inference_mode(False)  # or the caller could not go on with what was made here
+def copy_to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors of any types, on the host. As bytes they come over in one piece: the device is waited for once."""
     if not tensors:
         return []
     pieces = [tensor.contiguous().view(torch.uint8).flatten() for tensor in tensors]

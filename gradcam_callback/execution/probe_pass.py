@@ -1,249 +1,283 @@
-"""Corridor: one look at the model. Maps; where there are none, the reason; and maps across the cut where it allows."""
+"""One probe pass: maps; where there are none, the cause; and maps across the cut where that is possible.
+
+Its stages are: device results, from each process and each slice of the samples; pictures of them, still on the device;
+one transfer to the host; the judgement. Only where that finds probes without a gradient there is more to do.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from gradcam_callback.diagnosis import diagnoser as diagnosis
 from gradcam_callback.diagnosis.tracer import bridging
-from gradcam_callback.engine import explain, layers
-from gradcam_callback.engine.memory import Portions
-from gradcam_callback.engine.targets import OutputSpec
-from gradcam_callback.engine.transfer import Passenger
+from gradcam_callback.engine import auto, explain, forward, layers
+from gradcam_callback.engine.device_results import DeviceResults, judge
+from gradcam_callback.engine.replica import ReplicaOptions
+from gradcam_callback.engine.request import CAMRequest
+from gradcam_callback.engine.targets import Target, TargetInput, as_target
+from gradcam_callback.engine.transfer import copy_to_host
 from gradcam_callback.errors import ForwardFailedError
-from gradcam_callback.execution import slices as parts
 from gradcam_callback.execution.processes import ProcessGroup
-from gradcam_callback.results import CAMResult, Diagnosis, GradientState, Target, name_share
+from gradcam_callback.execution.slices import SliceRunner
+from gradcam_callback.results import CAMResult, Diagnosis, GradientState, LayerHealth, name_share
 
-# The state of every probe at a layer, for every target: as long as it stays, the reason stays.
+Render = Callable[[DeviceResults], Sequence[Tensor]]
+"""Makes what is to be drawn, on the device, of results that are not judged yet."""
+
+# The state of every probe at a layer, for every target: as long as it stays, the cause stays.
 _Health = tuple[tuple[GradientState, ...], ...]
 
 
 @dataclass(frozen=True)
 class ProbePassResult:
-    """What one look gave.
+    """What one probe pass gave.
 
     Attributes:
         results: One a target. Where a map was drawn across a cut, it stands in for the row of NaN, and `health` says
             so; the state stays what it is.
+        rendered: What `render` made of them, on the host; empty without one, or where it failed.
+        render_failure: What it raised; None where it did not.
         diagnoses: Layer to the reason why it has probes without a gradient; healthy layers are not in it.
-        failure: What went wrong in finding the reason; None where nothing did.
+        diagnosis_failure: What went wrong in finding the reason; None where nothing did.
         portion: How many probes are taken at once, where memory is too short for all; None where it is not.
+        modified_weights: The weights that the model's forward has written to in place.
     """
 
     results: list[CAMResult]
-    diagnoses: dict[str, Diagnosis]
-    failure: Exception | None
+    rendered: tuple[Tensor, ...] = ()
+    render_failure: Exception | None = None
+    diagnoses: Mapping[str, Diagnosis] = field(default_factory=dict)
+    diagnosis_failure: Exception | None = None
     portion: int | None = None
+    modified_weights: tuple[str, ...] = ()
 
 
 @dataclass
 class ProbePass:
-    """Looks at a model again and again, and asks for reasons only when the picture of health changes.
+    """Runs a model on probes again and again, and asks for causes only when the state of a gradient changes.
 
     Attributes:
-        target_layers: As for `compute_cam`.
-        method: As for `compute_cam`.
-        output: As for `compute_cam`.
+        request: What is asked for. Its targets stand in until `run` gets others, and choose the layer of "auto".
         bridge: Whether to draw a map across a cut that autograd alone cannot pass.
-        ranks: The processes that look together. Each method is called by all of them, and gives all the same.
+        processes: Those that take part. Each method is called by all of them, and gives all the same.
+        replica_options: How the replica of the model is made.
     """
 
-    target_layers: tuple[str, ...]
-    method: str
-    output: OutputSpec
-    bridge: bool
-    ranks: ProcessGroup = field(default_factory=ProcessGroup)
-    _portions: Portions = field(default_factory=Portions)
-    _chosen: tuple[str, ...] = ()
+    request: CAMRequest
+    bridge: bool = True
+    processes: ProcessGroup = field(default_factory=ProcessGroup)
+    replica_options: ReplicaOptions = field(default_factory=ReplicaOptions)
+    _slices: SliceRunner = field(default_factory=SliceRunner)
+    _resolved: tuple[str, ...] = ()
     _known: dict[str, tuple[_Health, Diagnosis]] = field(default_factory=dict)
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The full names of the layers; before "auto" has chosen, "auto"."""
-        return self._chosen or self.target_layers
+        return self._resolved or self.request.layers
 
-    def settle(self, model: nn.Module) -> None:
-        """Find the layers by their names. A choice of "auto" stays, if the model still has that layer.
+    def resolve(self, model: nn.Module) -> None:
+        """Find the layers' full names. What "auto" has chosen stays, if the model still has that layer.
 
         Raises:
             ValueError: The model has no such layer.
         """
-        if self.target_layers != (layers.AUTO,):
-            self._chosen = tuple(layers.find_layers(model, self.target_layers))
-        elif self._chosen and self._chosen[0] not in dict(model.named_modules()):
-            self._chosen = ()
+        if not self.request.uses_auto:
+            self._resolved = tuple(layers.find_layers(model, self.request.layers))
+        elif self._resolved and self._resolved[0] not in dict(model.named_modules()):
+            self._resolved = ()
 
-    def choose(self, model: nn.Module, images: Tensor) -> str | None:
+    def select_auto(self, model: nn.Module, images: Tensor) -> str | None:
         """Let "auto" choose, if it has not; the name of the layer if it was chosen now.
 
         Raises:
             ForwardFailedError: The model raised.
             ValueError: No module returns maps of more than one pixel.
         """
-        if self.layers != (layers.AUTO,):
+        if self._resolved or not self.request.uses_auto:
             return None
 
         def choice() -> str:
-            with self._telling_of_the_model(len(images)):
-                return explain.choose_layer(model, images[:1], output=self.output)
+            with self._model_errors_diagnosed(len(images)):
+                return auto.choose_layer(model, images[:1], self.request, options=self.replica_options)
 
-        self._chosen = (self.ranks.run_consistently(choice),)
-        return self._chosen[0]
+        self._resolved = (self.processes.run_consistently(choice),)
+        return self._resolved[0]
 
-    def look(
-        self, model: nn.Module, images: Tensor, wanted: Sequence[Target], passenger: Passenger | None = None
+    def run(
+        self, model: nn.Module, images: Tensor, targets: Sequence[TargetInput], render: Render | None = None
     ) -> ProbePassResult:
-        """One look.
+        """One probe pass.
 
         Args:
             model: In any mode; left as it was.
             images: `(N, C, H, W)`.
-            wanted: The targets.
-            passenger: May travel to the host with the verdicts, if one process explains all images in one pass.
+            targets: At least one; there is a result for each.
+            render: Makes tensors on the device that come to the host with the verdicts. A process that has nothing to
+                draw gives none. What it raises is kept in the result, since it may fail in one process alone.
 
         Raises:
             ForwardFailedError: The model raised.
             PartFailedError: Something else failed in one of several processes.
         """
-        results = self._explained(model, images, wanted, self.layers, passenger=passenger)
-        failure: Exception | None
-        try:
-            diagnoses = self._reasons(model, images, wanted, results)
-            for layer, reason in diagnoses.items():
-                results = [_informed(result, layer, reason) for result in results]
-                if self.bridge and reason.bridges:
-                    results = self._bridged(model, images, wanted, results, reason)
-            failure = None
-        except Exception as error:  # the maps are right without a reason
-            diagnoses, failure = {}, error
-        if self._sends:  # after all collective calls, because it may fail in one process alone
-            results = [parts.moved(result, images.device) for result in results]
-        return ProbePassResult(results, diagnoses, failure, self._portions.size)
+        request = replace(self.request, layers=self.layers, targets=tuple(map(as_target, targets)))
+        results = self._explain(model, images, request)
+        shown = _to_host([results], results, None if self._gathers else render)
+        causes = self._find_causes(model, images, request, judge(results, shown.verdicts[0]))
+        verdicts, crossings = shown.verdicts[0], causes.crossings
+        if self._gathers:  # after all collective calls, because it may fail in one process alone
+            results = results.to(images.device)
+            crossings = {layer: across.to(images.device) for layer, across in crossings.items()}
+        if crossings or self._gathers:
+            for across in crossings.values():
+                results = results.crossed(across)
+            shown = _to_host(list(crossings.values()), results, render)
+        crossed = {
+            layer: judge(across, packed)
+            for (layer, across), packed in zip(crossings.items(), shown.verdicts if crossings else (), strict=True)
+        }
+        return ProbePassResult(
+            results=_with_causes(judge(results, verdicts), causes.diagnoses, crossed),
+            rendered=shown.rendered,
+            render_failure=shown.render_failure,
+            diagnoses=causes.diagnoses,
+            diagnosis_failure=causes.failure,
+            portion=self._slices.size,
+            modified_weights=results.modified_weights,
+        )
 
-    def _explained(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        wanted: Sequence[Target],
-        names: Sequence[str],
-        bridged: frozenset[int] = frozenset(),
-        passenger: Passenger | None = None,
-    ) -> list[CAMResult]:
-        """The results of all samples: each process explains its share, in portions that fit into its memory."""
-        share = self.ranks.share(len(images))
-        own, targets = images[share], [parts.part_of(target, share) for target in wanted]
+    def _explain(
+        self, model: nn.Module, images: Tensor, request: CAMRequest, bridged: frozenset[int] = frozenset()
+    ) -> DeviceResults:
+        """The results of all samples: each process explains its share, in slices that fit into its memory."""
+        share = self.processes.share(len(images))
+        own, own_request = images[share], request.part(share)
+        observer = bridging(bridged) if bridged else None
 
-        def explained(portion: slice) -> list[CAMResult]:
-            some, whole = [parts.part_of(target, portion) for target in targets], own[portion].shape == images.shape
-            return explain.explain(
-                model,
-                own[portion],
-                names,
-                wanted=some,
-                method=self.method,
-                output=self.output,
-                bridge=bridging(bridged) if bridged else None,
-                passenger=passenger if whole else None,
-            )
+        def explained(part: slice) -> DeviceResults:
+            options = self.replica_options
+            return explain.explain(model, own[part], own_request.part(part), observer=observer, options=options)
 
-        def job() -> tuple[list[CAMResult] | None, int | None]:
+        def job() -> tuple[DeviceResults | None, int | None]:
             if len(own) == 0:
                 return None, None
-            with self._telling_of_the_model(len(images)):
-                results = parts.join(self._portions.take(len(own), explained))
-            if self._sends:
-                results = [parts.moved(result, "cpu") for result in results]
-            return results, self._portions.size
+            with self._model_errors_diagnosed(len(images)):
+                results = DeviceResults.concat(self._slices.run(len(own), explained))
+            return results.to("cpu") if self._gathers else results, self._slices.size
 
-        gathered = self.ranks.gather(job)
-        sizes = [size for _, size in gathered if size is not None]
-        self._portions.size = min(sizes, default=None)
-        return parts.join([results for results, _ in gathered if results is not None])
+        gathered = self.processes.gather(job)
+        self._slices.size = min((size for _, size in gathered if size is not None), default=None)
+        return DeviceResults.concat([results for results, _ in gathered if results is not None])
 
     @property
-    def _sends(self) -> bool:
+    def _gathers(self) -> bool:
         """Whether results go from process to process, which they do by way of the host."""
-        return self.ranks.size > 1 and not self.ranks.sharded
+        return self.processes.size > 1 and not self.processes.sharded
 
     @contextmanager
-    def _telling_of_the_model(self, count: int) -> Iterator[None]:
+    def _model_errors_diagnosed(self, count: int) -> Iterator[None]:
         """An error of the model's own becomes a diagnosis here, where its traceback still is."""
         try:
             yield
         except Exception as error:
-            if not explain.raised_by_model(error):
+            if not forward.raised_by_model(error):
                 raise
             raise ForwardFailedError(diagnosis.of_failed_forward(self.layers[0], error, count)) from error
 
-    def _reasons(
-        self, model: nn.Module, images: Tensor, wanted: Sequence[Target], results: Sequence[CAMResult]
-    ) -> dict[str, Diagnosis]:
-        known, self._known = self._known, {}
-        for layer in results[0].health:
-            health = tuple(result.health[layer].state for result in results)
-            null = next((i for i, result in enumerate(results) if result.health[layer].null_probes), None)
-            if null is None:
-                continue
-            before, reason = known.get(layer, (None, None))
-            if reason is None or before != health:
-                nulls = results[null].health[layer].null_probes
-                reason = self.ranks.run_consistently(partial(self._reason, model, images, layer, wanted[null], nulls))
-            self._known[layer] = health, reason
-        return {layer: reason for layer, (_, reason) in self._known.items()}
+    # Causes
 
-    def _reason(
+    def _find_causes(
+        self, model: nn.Module, images: Tensor, request: CAMRequest, judged: Sequence[CAMResult]
+    ) -> _Causes:
+        """Why there is no gradient, and maps across the cuts: one more pass a layer, whatever the number of targets."""
+        diagnoses: dict[str, Diagnosis] = {}
+        crossings: dict[str, DeviceResults] = {}
+        known, self._known = self._known, {}
+        try:
+            for layer in judged[0].health:
+                null = next((i for i, result in enumerate(judged) if result.health[layer].null_probes), None)
+                if null is None:
+                    continue
+                states = tuple(result.health[layer].state for result in judged)
+                before, reason = known.get(layer, (None, None))
+                if reason is None or before != states:
+                    nulls = judged[null].health[layer].null_probes
+                    job = partial(self._diagnose, model, images, layer, request.targets[null], nulls)
+                    reason = self.processes.run_consistently(job)
+                self._known[layer], diagnoses[layer] = (states, reason), reason
+                if self.bridge and reason.bridges:
+                    crossings[layer] = self._explain(model, images, request.at(layer), reason.bridges)
+        except Exception as error:  # the maps are right without a cause
+            return _Causes(diagnoses, crossings, error)
+        return _Causes(diagnoses, crossings)
+
+    def _diagnose(
         self, model: nn.Module, images: Tensor, layer: str, target: Target, nulls: tuple[int, ...]
     ) -> Diagnosis:
         """Why these probes have no gradient; where memory is short, found out at as many as fit."""
-        size = self._portions.size or len(images)
+        size = self._slices.size or len(images)
+        ask = partial(diagnosis.diagnose, output=self.request.output, options=self.replica_options)
         if size >= len(images):
-            return diagnosis.diagnose(model, images, layer, target=target, output=self.output)
+            return ask(model, images, layer, target=target)
         part = slice(nulls[0], nulls[0] + size)
-        seen = diagnosis.diagnose(model, images[part], layer, target=parts.part_of(target, part), output=self.output)
+        seen = ask(model, images[part], layer, target=target.part(part))
         looked_at = f"Memory is short, so this was found out at {name_share(range(len(images))[part], len(images))}."
         return replace(seen, probes=nulls, message=f"{seen.message} {looked_at}")
 
-    def _bridged(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        wanted: Sequence[Target],
-        results: Sequence[CAMResult],
-        reason: Diagnosis,
-    ) -> list[CAMResult]:
-        """The results with maps across the cuts of one layer: one more pass, whatever the number of targets."""
-        crossed = self._explained(model, images, wanted, [reason.layer], reason.bridges)
-        return [_patched(result, across, reason.layer) for result, across in zip(results, crossed, strict=True)]
+
+@dataclass(frozen=True)
+class _Causes:
+    """Layer to the reason for its missing gradients, and to the results across the cut; and what failed in between."""
+
+    diagnoses: Mapping[str, Diagnosis]
+    crossings: Mapping[str, DeviceResults]
+    failure: Exception | None = None
 
 
-def _informed(result: CAMResult, layer: str, reason: Diagnosis) -> CAMResult:
-    """The result with the cause in the layer's health, where it has probes without a gradient."""
-    verdict = result.health[layer]
-    if not verdict.null_probes:
-        return result
-    return replace(result, health={**result.health, layer: replace(verdict, cause=reason.cause, detail=reason.message)})
+@dataclass(frozen=True)
+class _OnHost:
+    """What came over in one transfer."""
+
+    verdicts: list[Tensor]
+    rendered: tuple[Tensor, ...]
+    render_failure: Exception | None
 
 
-def _patched(result: CAMResult, across: CAMResult, layer: str) -> CAMResult:
-    """The result with the maps of `across` where it has none at the layer itself."""
-    verdict = result.health[layer]
-    if not verdict.null_probes:
-        return result
-    own, other = result.cams[layer], across.cams[layer]
-    lost = own.isnan().all(dim=(1, 2), keepdim=True)
+def _to_host(judged: Sequence[DeviceResults], shown: DeviceResults, render: Render | None) -> _OnHost:
+    """The verdicts on some results, and the pictures of others, in one transfer: only here the device is waited for."""
+    rendered, failure = list[Tensor](), None
+    try:
+        rendered = [] if render is None else list(render(shown))
+    except Exception as error:
+        failure = error
+    arrived = copy_to_host([*(results.verdicts for results in judged), *rendered])
+    return _OnHost(arrived[: len(judged)], tuple(arrived[len(judged) :]), failure)
+
+
+def _with_causes(
+    results: Sequence[CAMResult], diagnoses: Mapping[str, Diagnosis], crossed: Mapping[str, Sequence[CAMResult]]
+) -> list[CAMResult]:
+    """The results with causes, and with what was drawn across a cut, in the health of layers without a gradient."""
+    complete = []
+    for position, result in enumerate(results):
+        health = dict(result.health)
+        for layer, reason in diagnoses.items():
+            if health[layer].null_probes:
+                health[layer] = replace(health[layer], cause=reason.cause, detail=reason.message)
+                if layer in crossed:
+                    health[layer] = _crossed(health[layer], crossed[layer][position].health[layer])
+        complete.append(replace(result, health=health))
+    return complete
+
+
+def _crossed(verdict: LayerHealth, across: LayerHealth) -> LayerHealth:
     bridged = tuple(
-        state is not GradientState.OK and across.health[layer].state[probe] is GradientState.OK
-        for probe, state in enumerate(verdict.state)
+        state is not GradientState.OK and other is GradientState.OK
+        for state, other in zip(verdict.state, across.state, strict=True)
     )
-    return replace(
-        result,
-        cams={**result.cams, layer: torch.where(lost, other, own)},
-        health={**result.health, layer: replace(verdict, bridged=bridged, call=across.health[layer].call)},
-    )
+    return replace(verdict, bridged=bridged, call=across.call)

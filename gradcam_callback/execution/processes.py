@@ -1,4 +1,4 @@
-"""The processes of a run: what each does of a look, and how all come to one result. A room: it knows no model.
+"""The processes of a run: what each does of a probe pass, and how all come to one result.
 
 Note [Everyone arrives]
 
@@ -50,12 +50,23 @@ class ProcessGroup:
         """Have every process do its part; see Note [Everyone arrives].
 
         Returns:
-            What each gave, by rank; the same for all. In sharded all give the same, and it is there once.
+            What each gave, by rank; the same for all. Of a sharded model all give the same, and it is there once.
 
         Raises:
             PartFailedError: One of them failed. A BadInputError or a ForwardFailedError is raised as it is.
         """
-        if self.size == 1 or self.sharded:
+        return [job()] if self.sharded else self.exchange(job)
+
+    def exchange(self, job: Callable[[], T]) -> list[T]:
+        """Have every process do something that runs no model; see Note [Everyone arrives].
+
+        Returns:
+            What each gave, by rank; the same for all.
+
+        Raises:
+            PartFailedError: One of them failed. A BadInputError or a ForwardFailedError is raised as it is.
+        """
+        if self.size == 1:
             return [job()]
         outcomes: list[Any] = [None] * self.size
         dist.all_gather_object(outcomes, _attempt(job))
@@ -75,7 +86,7 @@ class ProcessGroup:
         return value
 
     def run_consistently(self, job: Callable[[], T]) -> T:
-        """Have something done that runs the model, the same for all: by the first process, or by all in sharded.
+        """Have something done that runs the model, the same for all: by the first process, or by all of them.
 
         Raises:
             PartFailedError: It failed. A BadInputError or a ForwardFailedError is raised as it is.

@@ -1,70 +1,44 @@
-"""A look in several parts: targets cut up, results put together again. A room: records in, records out."""
+"""Samples in slices that fit into memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from typing import TypeVar
 
-import torch
-from torch import Tensor
+from gradcam_callback.engine.memory import is_out_of_memory
 
-from gradcam_callback.results import CAMResult, LayerHealth, Target
-
-
-def part_of(target: Target, part: slice) -> Target:
-    """What a target is for some of the samples."""
-    if isinstance(target, (str, int)) or (isinstance(target, Tensor) and target.ndim == 0):
-        return target
-    return target[part]
+T = TypeVar("T")
 
 
-def moved(result: CAMResult, device: torch.device | str) -> CAMResult:
-    """The result on a device. The norms of the gradients are on the CPU and stay there."""
-    return replace(
-        result,
-        cams={layer: cam.to(device) for layer, cam in result.cams.items()},
-        targets=result.targets.to(device),
-        scores=result.scores.to(device),
-        predictions=result.predictions.to(device),
-        probabilities=result.probabilities.to(device),
-    )
+class SliceRunner:
+    """Does a job for all samples at once, as long as they fit into memory; then for slices of them, from then on.
 
-
-def join(parts: Sequence[Sequence[CAMResult]]) -> list[CAMResult]:
-    """The results for all samples, a target each.
-
-    Args:
-        parts: At least one; each holds the results for its samples, a target each, for the same layers.
+    Attributes:
+        size: How many samples are taken at once; None as long as all of them fit.
     """
-    return [_joined(results) for results in zip(*parts, strict=True)]
 
+    def __init__(self) -> None:
+        self.size: int | None = None
 
-def _joined(results: Sequence[CAMResult]) -> CAMResult:
-    if len(results) == 1:
-        return results[0]
-    layers = list(results[0].cams)
-    return CAMResult(
-        cams={layer: torch.cat(_of_one_size([result.cams[layer] for result in results])) for layer in layers},
-        targets=torch.cat([result.targets for result in results]),
-        scores=torch.cat([result.scores for result in results]),
-        predictions=torch.cat([result.predictions for result in results]),
-        probabilities=torch.cat([result.probabilities for result in results]),
-        health={layer: _joined_health([result.health[layer] for result in results]) for layer in layers},
-        input_size=results[0].input_size,
-    )
+    def run(self, count: int, job: Callable[[slice], T]) -> list[T]:
+        """Do a job for `count` samples.
 
+        Args:
+            count: At least 1.
+            job: Told which samples to do.
 
-def _of_one_size(maps: Sequence[Tensor]) -> list[Tensor]:
-    """A part in which the layer never ran has maps of one pixel, which is NaN: it gets the space of the others."""
-    space = max((cam.shape[1:] for cam in maps), key=lambda shape: shape.numel())
-    return [cam.expand(-1, *space) if cam.shape[1:].numel() == 1 else cam for cam in maps]
+        Returns:
+            What the job gave for each slice, in the order of the samples.
 
-
-def _joined_health(verdicts: Sequence[LayerHealth]) -> LayerHealth:
-    told = next((verdict for verdict in verdicts if verdict.cause is not None), verdicts[0])
-    return replace(
-        told,
-        gradient_norm=torch.cat([verdict.gradient_norm for verdict in verdicts]),
-        state=tuple(state for verdict in verdicts for state in verdict.state),
-        empty=tuple(flag for verdict in verdicts for flag in verdict.empty),
-    )
+        Raises:
+            Exception: What the job raised; that memory ran out only if it did so for a single sample.
+        """
+        while True:
+            size = min(self.size or count, count)
+            try:
+                return [job(slice(start, min(start + size, count))) for start in range(0, count, size)]
+            except Exception as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+            # Not in the handler: the error holds the frames of the failed pass, and with them its tensors.
+            self.size = (size + 1) // 2

@@ -1,175 +1,173 @@
-"""What a loader gives: samples that can be asked for, batches in order, the images and labels in a batch. A leaf."""
+"""What a batch holds: its images, and what may be its labels.
+
+Axes: `N` samples of the batch, `C` image channels, `H W` the image in pixels, `L` classes.
+
+Note [Which entry has the labels]
+
+A key that the user gives is taken, or refused. Without one it is what goes by a usual name, or, in a tuple, what stands
+beside the images and could be class indices. Where several could be, those that only count the samples are left out,
+and by custom the first one of the rest is taken. Whatever is not beyond doubt becomes a notice.
+"""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeGuard
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    DataLoader,
-    IterableDataset,
-    SubsetRandomSampler,
-    default_collate,
-)
+from torch.utils.data import default_collate
 
 from gradcam_callback.errors import BadInputError
 
+Key = int | str
+"""A key of a mapping, the name of an attribute, or a position; several of them with dots between reach further in."""
 
-def is_addressable(loader: Any) -> TypeGuard[DataLoader[Any]]:
-    """Whether single samples can be fetched by their index and collated by the loader's own function."""
-    return (
-        isinstance(loader, DataLoader)
-        and not isinstance(loader.dataset, IterableDataset)
-        and loader.batch_sampler is not None
-        and hasattr(loader.dataset, "__len__")
-    )
+IMAGE_KEY = "image"
+LABEL_KEY = "label"
+_IMAGE_NAMES = (IMAGE_KEY, "images", "pixel_values", "inputs", "x")
+_LABEL_NAMES = (LABEL_KEY, "labels", "target", "targets", "y")
 
 
-def sample_pool(loader: DataLoader[Any]) -> Sequence[int]:
-    """The indices that probes may be chosen from.
-
-    Where a SubsetRandomSampler splits one data set for training and validation, these are only the validation part.
-    """
-    # With several processes, Lightning wraps the sampler in one that gives each of them a part.
-    sampler = getattr(getattr(loader.sampler, "dataset", None), "_sampler", loader.sampler)
-    if isinstance(sampler, SubsetRandomSampler):
-        return [int(index) for index in sampler.indices]
-    return range(len(loader.dataset))  # type: ignore[arg-type]
-
-
-def read_batches(loader: Any) -> tuple[Iterable[Any], list[str]]:
-    """The loader's batches, read beside it: neither its workers nor its position move, as far as that can be had.
-
-    Returns:
-        The batches, and a notice where reading them moves the data set's own position.
-    """
-    if isinstance(loader, DataLoader):
-        dataset, notices = loader.dataset, list[str]()
-        settings: dict[str, Any] = {"collate_fn": loader.collate_fn, "num_workers": 0}
-        if isinstance(dataset, IterableDataset):
-            dataset, notices = _copied(dataset)
-            settings["batch_size"] = loader.batch_size
-        elif loader.batch_sampler is not None:
-            settings["batch_sampler"] = loader.batch_sampler
-        else:
-            settings |= {"batch_size": None, "sampler": loader.sampler}
-        return DataLoader(dataset, **settings), notices
-    if not isinstance(loader, Iterable):
-        raise BadInputError(
-            f"The validation loader cannot be iterated over: {kind_of(loader)}. Use ImageProbes or TensorProbes."
-        )
-    if isinstance(loader, Iterator):
-        copied, notices = _copied(loader)
-        if notices:
-            raise BadInputError(
-                f"The validation loader ({type(loader).__name__}) can be read only once and cannot be copied: the "
-                "validation would miss the probes. Give a loader that starts anew, or use ImageProbes or TensorProbes."
-            )
-        return copied, []
-    return loader, []
-
-
-def _copied(source: Any) -> tuple[Any, list[str]]:
-    try:
-        return copy.deepcopy(source), []
-    except Exception as error:  # open files, locks, generators: whatever the data set holds
-        return source, [
-            f"{type(source).__name__} cannot be copied ({error}), so the probes were read from itself. If it goes on "
-            "where it stopped, the first validation misses them."
-        ]
-
-
-def shortfall(wanted: int, count: int) -> list[str]:
-    """What to say where there are fewer samples than asked for; nothing where there are enough."""
-    return [f"{wanted} probes were asked for and there are only {count} samples; all are taken."] * (count < wanted)
-
-
-def find_entry(batch: Any, key: int | str, position: int | None) -> Any:
-    """What a batch or a sample holds under a key, an attribute or a position; by custom, a tuple has it at `position`.
-
-    Raises:
-        LookupError: It is not there; the message says what is.
-    """
-    if isinstance(batch, Mapping):
-        if key in batch:
-            return batch[key]
-        raise LookupError(f"the batch has the keys {', '.join(map(repr, batch))}")
-    is_sequence = isinstance(batch, (tuple, list))
-    if isinstance(key, str) and (key in getattr(batch, "_fields", ()) if is_sequence else hasattr(batch, key)):
-        return getattr(batch, key)
-    if is_sequence:
-        place = key if isinstance(key, int) else position
-        if place is not None and -len(batch) <= place < len(batch):
-            return batch[place]
-        raise LookupError(f"the batch is a {type(batch).__name__} with {len(batch)} entries, found by position from 0")
-    names = ", ".join(map(repr, getattr(batch, "__dict__", ()))) or "none"
-    raise LookupError(f"the batch is of type {type(batch).__name__}, with the attributes {names}")
-
-
-def as_images(images: Any) -> Tensor:
-    """`(N, C, H, W)` as it is, `(N, H, W)` with a channel; anything else is refused."""
-    if isinstance(images, Tensor) and images.ndim == 4:
+def find_images(batch: Any, key: Key = IMAGE_KEY) -> Tensor:
+    """The images of a batch, `(N, C, H, W)` or `(N, H, W)`, as the batch has them; ValueError: there are none."""
+    names = (*_IMAGE_NAMES, 0) if key == IMAGE_KEY else (key,)
+    images = batch if isinstance(batch, Tensor) else find_entry(batch, "image_key", names)
+    if isinstance(images, Tensor) and images.ndim in (3, 4):
         return images
-    if isinstance(images, Tensor) and images.ndim == 3:
-        return images.unsqueeze(1)
     raise BadInputError(
         f"The probes have to be images, a tensor (N, C, H, W) or (N, H, W); the batch has {kind_of(images)}. "
         "Say with image_key where the images are, or use TensorProbes."
     )
 
 
-def join_images(images: list[Tensor]) -> Tensor:
-    """The images of several batches as one `(N, C, H, W)`.
-
-    Raises:
-        ValueError: They differ in size.
-    """
-    shapes = {tuple(some.shape[1:]) for some in images}
-    if len(shapes) > 1:
+def find_entry(batch: Any, option: str, keys: Sequence[Key]) -> Any:
+    """What a batch has under the first of these keys that it knows; ValueError: it knows none."""
+    found = _entries(batch, keys)
+    if not found:
         raise BadInputError(
-            f"The probes come from batches whose images differ in size: {sorted(shapes)} (C, H, W). Resize them in the "
-            "data set's transform, or ask for no more probes than one batch has."
+            f"{option}={keys[0]!r} is not in the batch: {_contents(batch)}. Say with {option} where it is to be found; "
+            "a key such as `inputs.image` reaches further in."
         )
-    return torch.cat(images)
+    return next(iter(found.values()))
 
 
-def class_indices(labels: Any, count: int) -> Tensor | None:
+def choose_label_key(batch: Any, image_key: Key, images: Tensor, positions: Sequence[int]) -> tuple[Key | None, str]:
+    """Which entry has the labels (None: there are none), and a notice where that is not beyond doubt, else "".
+
+    See Note [Which entry has the labels]. There is at least one position, that of a sample.
+    """
+    beside = str(image_key).rpartition(".")[0]
+    candidates = _entries(batch, (*_LABEL_NAMES, *(f"{beside}.{name}" for name in _LABEL_NAMES if beside)))
+    if not candidates and isinstance(batch, (tuple, list)):
+        candidates = {place: entry for place, entry in enumerate(batch) if entry is not images}
+    if not candidates:
+        where = f"There is no {LABEL_KEY!r} in the batch: {_contents(batch)}. The probes have no labels; if there are "
+        return None, "" if isinstance(batch, Tensor) else where + "some, say where with label_key."
+    first = next(iter(candidates))
+    possible = {k: c for k, entry in candidates.items() if (c := as_column(entry, len(positions))) is not None}
+    if len(possible) > 1:  # only then is the device waited for
+        possible = {k: column for k, column in possible.items() if class_indices(column) is not None} or possible
+        possible = {k: column for k, column in possible.items() if not _counts(column, positions)} or possible
+    key = next(iter(possible), first)
+    if key == first and len(possible) < 2:
+        return key, ""
+    others = ", ".join(repr(other) for other in candidates if other != key)
+    return key, f"The labels are taken from {key!r} of the batch, not from {others}; say with label_key which is right."
+
+
+def as_column(entry: Any, count: int) -> Tensor | None:
+    """Labels as a tensor, `(N,)` or `(N, L)`, without a look at the numbers; None for what can have no classes."""
+    if isinstance(entry, (list, tuple, np.ndarray)):
+        try:
+            entry = default_collate(list(entry))
+        except (TypeError, RuntimeError, ValueError, IndexError):
+            return None
+    if not isinstance(entry, Tensor) or entry.ndim not in (1, 2) or len(entry) != count or entry.is_complex():
+        return None
+    column = entry.detach().as_subclass(Tensor)
+    return column.squeeze(1) if column.ndim == 2 and column.shape[1] == 1 else column
+
+
+def class_indices(column: Tensor) -> Tensor | None:
     """Labels as class indices `(N,)`, int64 on the CPU.
 
     Whole numbers are indices. Rows of non-negative numbers that sum to 1 are one-hot or soft, and give their largest
     entry. Floating-point numbers that are all 0 or 1 are the two classes of a single logit.
 
+    Args:
+        column: `(N,)` or `(N, L)`.
+
     Returns:
-        None for anything else: several labels an image, regression targets, boxes, masks, text.
+        None for anything else: several labels an image, regression targets.
     """
-    if isinstance(labels, (list, tuple, np.ndarray)):
-        try:
-            labels = default_collate(list(labels))
-        except (TypeError, RuntimeError, ValueError, IndexError):
-            return None
-    if not isinstance(labels, Tensor) or labels.ndim == 0 or len(labels) != count:
+    column = column.cpu()
+    if column.ndim == 2:
+        sums = column.double().sum(dim=1)
+        one_hot = bool((column >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
+        return column.double().argmax(dim=1) if one_hot else None
+    if column.is_floating_point() and not bool(((column == 0) | (column == 1)).all()):
         return None
-    labels = labels.detach().cpu().as_subclass(Tensor)
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels.squeeze(1)
-    if labels.ndim == 2:
-        sums = labels.double().sum(dim=1)
-        one_hot = bool((labels >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
-        return labels.double().argmax(dim=1) if one_hot else None
-    if labels.ndim != 1 or labels.is_complex():
-        return None
-    if labels.is_floating_point() and not bool(((labels == 0) | (labels == 1)).all()):
-        return None
-    return labels.long().clone() if bool((labels >= 0).all()) else None
+    return column.long().clone() if bool((column >= 0).all()) else None
+
+
+def not_classes(labels: Any) -> str:
+    """What to say of labels that are none."""
+    return f"The labels are no class indices ({kind_of(labels)}), so the probes have none."
+
+
+def _counts(column: Tensor, positions: Sequence[int]) -> bool:
+    """Whether the numbers count the samples: they are the positions, or grow by the same step."""
+    numbers = column.tolist() if column.ndim == 1 else []
+    steps = {after - before for before, after in pairwise(numbers)}
+    return numbers == list(positions) or (len(numbers) > 2 and len(steps) == 1 and min(steps) > 0)
+
+
+def _entries(batch: Any, keys: Sequence[Key]) -> dict[Key, Any]:
+    """What the batch has of these keys."""
+    found = {}
+    for key in keys:
+        with suppress(LookupError):
+            found[key] = _entry(batch, key)
+    return found
+
+
+def _entry(batch: Any, key: Key) -> Any:
+    if isinstance(batch, Mapping):
+        if key in batch:  # asking first adds nothing to a defaultdict
+            return batch[key]
+    elif isinstance(batch, (tuple, list)):
+        if isinstance(key, int) or key.lstrip("-").isdecimal():
+            return batch[int(key)]
+        if key in getattr(batch, "_fields", ()):
+            return getattr(batch, key)
+    elif isinstance(key, str) and hasattr(batch, key):
+        return getattr(batch, key)
+    head, dot, rest = str(key).partition(".")
+    if not dot:
+        raise LookupError(key)
+    return _entry(_entry(batch, head), rest)
+
+
+def _contents(batch: Any) -> str:
+    """What a batch holds, for a message."""
+    if isinstance(batch, Mapping):
+        return f"the batch has the keys {', '.join(map(repr, batch))}"
+    if isinstance(batch, (tuple, list)):
+        return f"the batch is a {type(batch).__name__} with {len(batch)} entries, found by position from 0"
+    names = ", ".join(map(repr, getattr(batch, "__dict__", ()))) or "none"
+    return f"the batch is of type {type(batch).__name__}, with the attributes {names}"
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, for a message: a tensor by its shape, anything small as it is."""
+    """What a value is, for a message: a tensor by its shape, a list by its first entry, anything small as it is."""
     if isinstance(value, Tensor):
         return f"a tensor {tuple(value.shape)} of {value.dtype}"
-    text = repr(value)
-    return f"{text} ({type(value).__name__})" if len(text) <= 60 else f"an object of type {type(value).__name__}"
+    if isinstance(value, (list, tuple)) and value:
+        return f"a {type(value).__name__} of {len(value)}, the first of them {kind_of(value[0])}"
+    if isinstance(value, (str, int, float, list, tuple, type(None))):
+        return f"{repr(value)[:60]} ({type(value).__name__})"
+    return f"an object of type {type(value).__name__}"

@@ -1,148 +1,162 @@
-"""Corridor: what is said in one run, and to whom. Alerts and panels to their places on the disk, and to the user."""
+"""What is said in one run, and to whom: alerts and panels to the sinks, warnings and notices to the user."""
 
 from __future__ import annotations
 
+import linecache
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
-from pathlib import Path
+from types import MappingProxyType
 
-from gradcam_callback.causes import CallbackIssue
 from gradcam_callback.errors import GradientNullError, GradientNullWarning
-from gradcam_callback.reporting import rendering as picture
-from gradcam_callback.reporting import sinks as events
 from gradcam_callback.reporting.alerts import Alert, AlertTracker, Finding, Status
-from gradcam_callback.results import Panel
+from gradcam_callback.reporting.findings import not_written
+from gradcam_callback.reporting.report import Report
+from gradcam_callback.reporting.sinks.sink import Sink
+from gradcam_callback.reporting.writer import BackgroundWriter, WritingFailure
+from gradcam_callback.results import Panel, SourceLocation
+from gradcam_callback.source_lines import mask_secrets
 
-_FULL_DISK = "Look for a full disk, or a log directory that cannot be written to. The training goes on."
+_NOTICES = logging.getLogger("gradcam_callback")
+_LONG_WAIT = 3.0  # seconds; what holds the run for longer says so before it begins
 
 
 class AlertReporter:
-    """Notes what was found, and says at the end of each look what is new.
+    """Takes in what was found, and publishes what is new about it.
 
     Args:
         on_null: "warn", "raise" or "ignore", about a probe without a usable gradient.
+        source_lines: Whether alerts may hold lines of the user's code and absolute paths.
+        alerts: Those of earlier runs, in order; new ones are appended to this list.
 
     Attributes:
-        book: All alerts so far.
+        tracker: All alerts so far, and which of them are open.
     """
 
-    def __init__(self, on_null: str) -> None:
-        self.book = AlertTracker()
+    def __init__(self, on_null: str, *, source_lines: bool = True, alerts: list[Alert] | None = None) -> None:
+        self.tracker = AlertTracker(alerts)
         self._on_null = on_null
-        self._writer: events.BackgroundWriter | None = None
-        self._folder: Path | None = None
+        self._source_lines = source_lines
+        self._writer: BackgroundWriter | None = None
         self._alerts_tag = "gradcam/alerts"
         self._silent = True
-        self._unsaid: list[Alert] = []
+        self._unpublished: list[Alert] = []
         self._nulls: list[Finding] = []
+        self._notices: set[str] = set()
 
-    def open(
-        self,
-        sink: events.Sink | None,
-        folder: Path | None,
-        *,
-        alerts_tag: str = "gradcam/alerts",
-        silent: bool = False,
-    ) -> None:
+    def open(self, sinks: Sequence[Sink], *, alerts_tag: str = "gradcam/alerts", silent: bool = False) -> None:
         """Begin a run.
 
         Args:
-            sink: Where panels and texts go; None writes none.
-            folder: The log directory, for `gradcam/alerts.jsonl`; None writes none.
-            alerts_tag: Under which name the alerts become a text.
+            sinks: Where panels and alerts go; none where this process writes nothing.
+            alerts_tag: Under which tag the alerts become a text.
             silent: Whether to warn of nothing, because another process of the run does.
         """
-        self._writer = None if sink is None else events.BackgroundWriter(sink)
-        self._folder = folder
+        self._writer = BackgroundWriter(sinks) if sinks else None
         self._alerts_tag = alerts_tag
         self._silent = silent
 
-    def panels(self, drawn: Mapping[str, Panel], step: int) -> None:
-        """Compose and write the panels of a look, by their tags, behind the training loop."""
-        if self._writer is not None:
-            for tag, panel in drawn.items():
-                self._writer.image(tag, partial(picture.compose, panel), step)
-
-    def note(self, subjects: Sequence[str], findings: Sequence[Finding], *, step: int, epoch: int) -> None:
+    def record(self, subjects: Sequence[str], findings: Sequence[Finding], *, step: int, epoch: int) -> None:
         """Take in what was found about these subjects; see `AlertTracker.update`."""
-        self._unsaid += self.book.update(subjects, findings, step=step, epoch=epoch)
+        findings = [finding.discreet(source_lines=self._source_lines) for finding in findings]
+        self._unpublished += self.tracker.update(subjects, findings, step=step, epoch=epoch)
         self._nulls += [finding for finding in findings if finding.is_null]
 
-    def say(self, *, step: int, epoch: int) -> None:
-        """Say what was noted and is new: on record, in TensorBoard, as warnings.
+    def publish(self, panels: Mapping[str, Panel] = MappingProxyType({}), *, step: int, epoch: int) -> None:
+        """Write panels, and what was recorded and is new; warn of it.
+
+        The panels are composed and written behind the training loop; it waits only where several reports wait already.
+
+        Args:
+            panels: By their tags.
+            step: `trainer.global_step`.
+            epoch: `trainer.current_epoch`.
 
         Raises:
             GradientNullError: There is a null now, new or not, and `on_null` is "raise".
         """
-        self._note_writing(step, epoch)
-        unsaid, self._unsaid = self._unsaid, []
+        self._record_writing(step, epoch)
+        alerts, self._unpublished = self._unpublished, []
         nulls, self._nulls = self._nulls, []
-        if unsaid:
-            unsaid += self._record(unsaid, step, epoch)
+        if self._writer is not None and (panels or alerts):
+            try:
+                self._writer.submit(Report(step, epoch, panels, tuple(alerts), self._alerts_tag))
+            except Exception as error:  # the alerts are in the tracker and in the warnings all the same
+                finding = not_written([f"Panels and alerts could not be written: {_told(error)}."])
+                alerts += self.tracker.update([finding.subject], [finding], step=step, epoch=epoch)
         if nulls and self._on_null == "raise":
             raise GradientNullError("\n\n".join(f"{finding.message} {finding.remedy}" for finding in nulls))
-        for alert in unsaid:
+        for alert in alerts:
             if alert.status is not Status.CLEARED and not self._silent:
                 self._warn(alert)
+
+    def notice(self, text: str) -> None:
+        """Say something that is no alarm: once, to the log. Whether this process is to say it, the caller decides."""
+        if text in self._notices:
+            return
+        self._notices.add(text)
+        if _NOTICES.level == logging.NOTSET:
+            _NOTICES.setLevel(logging.INFO)
+        if not _NOTICES.hasHandlers():  # Lightning shows its own notices in this way, too
+            _NOTICES.addHandler(logging.StreamHandler())
+        _NOTICES.info(text)
 
     def close(self, *, step: int, epoch: int) -> None:
         """Bring to the disk what waits, and end the thread."""
         self._nulls = []
         try:
-            self.say(step=step, epoch=epoch)
+            self.publish(step=step, epoch=epoch)
         finally:
-            if self._writer is not None:
-                self._writer.close()
-        # What the last jobs of the writer came to is said without it.
-        self._note_writing(step, epoch)
-        self._writer = None
-        self.say(step=step, epoch=epoch)
+            self._end_writer()
+        # What the last reports came to is said without them.
+        self._record_writing(step, epoch)
+        try:
+            self.publish(step=step, epoch=epoch)
+        finally:
+            self._end_writer()
+            self._writer = None
 
     def __getstate__(self) -> dict[str, object]:
         """What copies and pickles take along: all but the thread."""
         return {**vars(self), "_writer": None}
 
-    def _note_writing(self, step: int, epoch: int) -> None:
-        if self._writer is None:
-            return
-        written, failures = self._writer.take_outcome()
-        if failures:
-            message = f"A panel or an alert could not be written: {failures[0]!r}."
-            findings = [Finding("writing", CallbackIssue.WRITING_FAILED, (), (), message, _FULL_DISK)]
-            self.note(["writing"], findings, step=step, epoch=epoch)
-        elif written:
-            self.note(["writing"], [], step=step, epoch=epoch)
-
-    def _record(self, alerts: Sequence[Alert], step: int, epoch: int) -> list[Alert]:
-        """Put alerts on record; a new alert where that cannot be done."""
-        findings = []
-        for write in (self._write_text, self._append):
-            try:
-                write(alerts, step)
-            except Exception as error:  # they are in the book and in the warnings, whatever became of the record
-                message = f"The alerts could not be written to {self._folder}: {type(error).__name__}: {error}."
-                findings = [Finding("record", CallbackIssue.WRITING_FAILED, (), (), message, _FULL_DISK)]
-        return self.book.update(["record"], findings, step=step, epoch=epoch)
-
-    def _write_text(self, alerts: Sequence[Alert], step: int) -> None:
+    def _end_writer(self) -> None:
         if self._writer is not None:
-            # One text a moment: of two records with one tag and one step, TensorBoard shows only the last.
-            self._writer.text(self._alerts_tag, "\n\n---\n\n".join(map(Alert.as_markdown, alerts)), step)
+            if self._writer.backlog > _LONG_WAIT:
+                self.notice(f"Grad-CAM is writing its last panels; that takes about {self._writer.backlog:.0f} s.")
+            self._writer.close()
 
-    def _append(self, alerts: Sequence[Alert], _step: int) -> None:
-        if self._folder is not None:
-            events.append_records(self._folder / "gradcam" / "alerts.jsonl", map(Alert.as_record, alerts))
+    def _record_writing(self, step: int, epoch: int) -> None:
+        failures = None if self._writer is None else self._writer.take_failures()
+        if failures is not None:
+            findings = [not_written(sorted(map(_failure_text, failures)))] if failures else []
+            self.record(["writing"], findings, step=step, epoch=epoch)
 
     def _warn(self, alert: Alert) -> None:
-        """A warning that points at the user's line, where one is to blame."""
+        """A warning that points at the user's line, where one is to blame, and never at a line of ours."""
         if alert.finding.is_null and self._on_null != "warn":
             return
         category = GradientNullWarning if alert.finding.is_null else UserWarning
-        location = alert.finding.location
+        file, line = _place_of_warning(alert.finding.location)
         with suppress(category):  # where the user has made errors of warnings, the alert is on record all the same
-            if location is None:
-                warnings.warn(str(alert), category, stacklevel=4)
-            else:
-                warnings.warn_explicit(str(alert), category, location.file, location.line)
+            warnings.warn_explicit(str(alert), category, file, line, module="gradcam_callback")
+
+
+def _place_of_warning(location: SourceLocation | None) -> tuple[str, int]:
+    """The file and the line to name. Of a file in angle brackets Python prints no line."""
+    if location is None:
+        return "<gradcam_callback>", 1
+    line = linecache.getline(location.file, location.line)
+    if not location.code or mask_secrets(line) != line:
+        return f"<{location.file}>", location.line
+    return location.file, location.line
+
+
+def _failure_text(failure: WritingFailure) -> str:
+    """The same for panels and alerts: their failures come and go, and each change would be an alert."""
+    return f"Panels or alerts could not be written to {failure.sink}: {_told(failure.error)}."
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).rstrip('.')}"

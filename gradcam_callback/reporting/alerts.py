@@ -1,18 +1,17 @@
-"""Raised, changed, cleared: what is wrong is said once, and said again when it changes. A room: it writes nothing."""
+"""Raised, changed, cleared: what is wrong is said once, and said again when it changes. Nothing is written here."""
 
 from __future__ import annotations
 
-import linecache
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
-from types import MappingProxyType
+from pathlib import Path
 from typing import Any
 
-from gradcam_callback.causes import CallbackIssue, Cause, meaning, remedy
-from gradcam_callback.results import CAMResult, Diagnosis, GradientState, LayerHealth, SourceLocation, name_share
-
-DOCS = "docs/why-is-my-gradient-none.md"
+from gradcam_callback.causes import DOCS, CallbackIssue, Cause
+from gradcam_callback.results import Diagnosis, SourceLocation
+from gradcam_callback.source_lines import mask_secrets, source_line
 
 
 class Status(str, Enum):
@@ -39,6 +38,7 @@ class Finding:
         remedy: What to do, in a sentence.
         location: The line to blame; None where there is none, or it is not known.
         diagnosis: All that is known of a gradient that is not there; None where the finding is about something else.
+        concerns_all: Whether `probes` are all there are.
     """
 
     subject: str
@@ -49,6 +49,7 @@ class Finding:
     remedy: str
     location: SourceLocation | None = None
     diagnosis: Diagnosis | None = None
+    concerns_all: bool = False
 
     @classmethod
     def of(cls, diagnosis: Diagnosis, targets: Sequence[str], subject: str | None = None) -> Finding:
@@ -64,6 +65,24 @@ class Finding:
             diagnosis,
         )
 
+    def discreet(self, *, source_lines: bool) -> Finding:
+        """The finding as it may be written down: a line that looks like a secret is masked.
+
+        Args:
+            source_lines: Whether it may hold lines of code and absolute paths.
+        """
+        cuts = () if self.diagnosis is None else self.diagnosis.cuts
+        message, location = self.message, self.location
+        for place in (location, *(cut.location for cut in cuts)):
+            if place is not None:
+                message = _discreet_message(message, place, source_lines)
+        if location is not None:
+            code, file, detail = mask_secrets(location.code), location.file, location.detail
+            if not source_lines:
+                code, file, detail = "", short_path(file), ()
+            location = replace(location, code=code, file=file, detail=detail)
+        return replace(self, message=message, location=location)
+
     @property
     def is_null(self) -> bool:
         """Whether it concerns a gradient, and not the callback's own work."""
@@ -73,7 +92,8 @@ class Finding:
     def identity(self) -> tuple[Any, ...]:
         """What makes it another finding when it changes: of a null not the wording, of a failure that too."""
         place = None if self.location is None else (self.location.file, self.location.line)
-        return self.cause, self.probes, self.targets, place, None if self.is_null else self.message
+        probes = "all" if self.concerns_all else self.probes  # a dry run may have fewer of them
+        return self.cause, probes, self.targets, place, None if self.is_null else self.message
 
 
 @dataclass(frozen=True)
@@ -138,6 +158,7 @@ class Alert:
             "layer": self.layer,
             "cause": None if finding.cause is None else finding.cause.value,
             "probes": list(finding.probes),
+            "concerns_all": finding.concerns_all,
             "targets": list(finding.targets),
             "message": finding.message,
             "remedy": finding.remedy,
@@ -156,6 +177,7 @@ class Alert:
             record["message"],
             record["remedy"],
             None if place is None else SourceLocation(**{**place, "detail": tuple(place["detail"])}),
+            concerns_all=record.get("concerns_all", False),
         )
         return cls(Status(record["status"]), finding, record["step"], record["epoch"])
 
@@ -170,7 +192,8 @@ class Alert:
             parts.append(_code_around(finding.location))
         parts.append(f"**What to do.** {self.remedy}")
         if isinstance(finding.cause, Cause):
-            parts.append(f"**More.** `{DOCS}#{finding.cause.value}`")
+            slug = finding.cause.value
+            parts.append(f"**More.** [{slug}]({DOCS}#{slug}), or `gradcam-callback explain-cause {slug}`")
         return "\n\n".join(parts)
 
     def __str__(self) -> str:
@@ -182,12 +205,15 @@ class Alert:
 class AlertTracker:
     """Remembers what is wrong, and says what is new about it.
 
+    Args:
+        alerts: Those of earlier runs, in order; new ones are appended to this list.
+
     Attributes:
         alerts: All alerts so far, in order.
     """
 
-    def __init__(self) -> None:
-        self.alerts: list[Alert] = []
+    def __init__(self, alerts: list[Alert] | None = None) -> None:
+        self.alerts: list[Alert] = [] if alerts is None else alerts
         self._open: dict[str, Finding] = {}
 
     def state(self) -> list[dict[str, Any]]:
@@ -196,16 +222,14 @@ class AlertTracker:
 
     def load(self, state: Sequence[Mapping[str, Any]]) -> None:
         """Go on from a checkpoint: what was said is not said again."""
-        self.alerts[:] = map(Alert.from_record, state)
+        loaded = list(map(Alert.from_record, state))
+        if not self.alerts:
+            self.alerts += loaded
         self._open = {}
-        for alert in self.alerts:
+        for alert in loaded:
             self._open[alert.finding.subject] = alert.finding
             if alert.status is Status.CLEARED:
                 del self._open[alert.finding.subject]
-
-    def forget(self) -> None:
-        """Begin another training: what was wrong in the one before is no longer open. The alerts stay on record."""
-        self._open.clear()
 
     def update(self, subjects: Iterable[str], findings: Iterable[Finding], *, step: int, epoch: int) -> list[Alert]:
         """Take in what was found now.
@@ -234,68 +258,6 @@ class AlertTracker:
         return new
 
 
-_STATES = {
-    GradientState.NONE: "the gradient is None",
-    GradientState.NON_FINITE: "the gradient is not finite",
-    GradientState.ZERO: "the gradient is zero",
-}
-_STATE_CAUSES = {GradientState.NON_FINITE: Cause.NON_FINITE, GradientState.ZERO: Cause.ZERO_GRADIENT}
-
-
-def find_nulls(
-    results: Sequence[CAMResult],
-    targets: Sequence[str],
-    diagnoses: Mapping[str, Diagnosis] = MappingProxyType({}),
-) -> list[Finding]:
-    """What is wrong with the gradients of one validation: at most one finding a layer.
-
-    Args:
-        results: One a target, of the same layers and probes.
-        targets: What the targets are called, e.g. "predicted".
-        diagnoses: Layer to the reason, where it was found.
-    """
-    findings = []
-    for layer in results[0].health if results else ():
-        verdicts = [result.health[layer] for result in results]
-        concerned = [title for title, verdict in zip(targets, verdicts, strict=True) if verdict.null_probes]
-        if layer in diagnoses:
-            findings.append(Finding.of(diagnoses[layer], concerned))
-        elif concerned:
-            worst = next(verdict for verdict in verdicts if verdict.null_probes)
-            findings.append(_undiagnosed(layer, worst, concerned))
-    return findings
-
-
-def failed(subject: str, what: str, error: Exception) -> Finding:
-    """What is wrong where the callback's own work failed."""
-    message = f"{what}: {type(error).__name__}: {str(error).rstrip('.')}."
-    advice = "The training goes on as if the callback were not there."
-    return Finding(subject, CallbackIssue.CALLBACK_FAILED, (), (), message, advice)
-
-
-def short_of_memory(portion: int) -> Finding:
-    """What is wrong where the probes have to be taken in portions."""
-    message = f"There is too little memory for all probes at once: they are taken {portion} at a time from now on."
-    advice = "The maps are the same, and take a little longer. Use fewer probes, or a smaller batch in validation."
-    return Finding("memory", CallbackIssue.SHORT_OF_MEMORY, (), (), message, advice)
-
-
-def unsupported_strategy(reason: str) -> Finding:
-    """What is wrong where no map can be computed under the trainer's strategy."""
-    message = f"There are no Grad-CAM maps under this strategy: {reason}."
-    advice = "Use DDP, or ModelParallelStrategy with fully_shard (FSDP2). The training goes on without maps."
-    return Finding("strategy", CallbackIssue.UNSUPPORTED_STRATEGY, (), (), message, advice)
-
-
-def _undiagnosed(layer: str, verdict: LayerHealth, targets: Sequence[str]) -> Finding:
-    state = next(state for state in _STATES if state in verdict.state)
-    cause = verdict.cause or _STATE_CAUSES.get(state)
-    reason = (verdict.detail or meaning(cause)).rstrip(".")
-    concerned = [probe for probe, seen in enumerate(verdict.state) if seen is state]
-    message = f"At {layer!r} {_STATES[state]} for {name_share(concerned, len(verdict.state))}: {reason}."
-    return Finding(layer, cause, verdict.null_probes, tuple(targets), message, remedy(cause))
-
-
 def _cause(slug: str | None) -> Cause | CallbackIssue | None:
     if slug is None:
         return None
@@ -305,7 +267,27 @@ def _cause(slug: str | None) -> Cause | CallbackIssue | None:
 def _code_around(location: SourceLocation, reach: int = 2) -> str:
     """The line with its neighbours, as a block of code, with an arrow at it."""
     numbers = range(max(1, location.line - reach), location.line + reach + 1)
-    lines = [(number, linecache.getline(location.file, number).rstrip()) for number in numbers]
-    shown = "\n".join(f"{'->' if number == location.line else '  '} {number:4d}  {line}" for number, line in lines)
     inside = f", in the module `{location.module}`" if location.module else ""
-    return f"`{location.file}:{location.line}` in `{location.function}`{inside}\n\n```\n{shown}\n```"
+    place = f"`{location.file}:{location.line}` in `{location.function}`{inside}"
+    if not location.code:
+        return place
+    lines = [(number, source_line(location.file, number)) for number in numbers]
+    shown = "\n".join(f"{'->' if number == location.line else '  '} {number:4d}  {line}" for number, line in lines)
+    return f"{place}\n\n```\n{shown}\n```"
+
+
+def _discreet_message(message: str, place: SourceLocation, source_lines: bool) -> str:
+    if not source_lines:
+        return message.replace(f": `{place.code}`", "").replace(place.file, short_path(place.file))
+    return message.replace(place.code, mask_secrets(place.code)) if place.code else message
+
+
+def short_path(file: str) -> str:
+    """The path of a file below the working directory; of another one its name."""
+    path = Path(os.path.relpath(file)) if os.path.isabs(file) and _is_on_drive(file) else Path(file)
+    return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
+
+
+def _is_on_drive(file: str) -> bool:
+    """Whether there can be a relative path: on Windows there is none from one drive to another."""
+    return os.path.splitdrive(file)[0] == os.path.splitdrive(os.getcwd())[0]

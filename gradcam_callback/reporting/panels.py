@@ -1,19 +1,27 @@
-"""Corridor: probes and results -> one Panel a layer, coloured on the device and ready to be composed on the host."""
+"""From probes and results to panels: drawn on the device, brought to the host by the caller, and put into words there.
+
+Axes: `N` probes, `n` those of a page, `th tw` a tile in pixels.
+"""
 
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from gradcam_callback.causes import Cause
-from gradcam_callback.engine.transfer import brought_over
-from gradcam_callback.reporting import rendering as picture
-from gradcam_callback.results import CAMResult, GradientState, LayerHealth, Panel, PanelColumn, ProbeSet, name_call
+from gradcam_callback.engine.device_results import TargetResult
+from gradcam_callback.probes.probe_set import ProbeSet
+from gradcam_callback.reporting.rendering import tiles
+from gradcam_callback.reporting.rendering.colormap import colormap_table
+from gradcam_callback.results import CAMResult, GradientState, LayerHealth, Panel, PanelColumn, name_call
+
+# Drawing, composing and encoding take memory and time that grow with the probes: so many to a page, so many pages.
+PAGE_PROBES = 32
+MOST_PAGES = 4
 
 _VERDICTS = {
     GradientState.NONE: "no gradient",
@@ -23,8 +31,8 @@ _VERDICTS = {
 
 
 @dataclass(frozen=True)
-class Look:
-    """How panels look.
+class PanelStyle:
+    """What panels look like.
 
     Attributes:
         colormap: A name that matplotlib knows.
@@ -33,6 +41,7 @@ class Look:
         class_names: Of the classes, by index; None shows the index.
         mean: What was subtracted from the images' channels; None where that is not known.
         std: What the channels were divided by; None where that is not known.
+        channels: Which channels of the images to show, one or three; None shows the first three.
     """
 
     colormap: str
@@ -41,102 +50,114 @@ class Look:
     class_names: Sequence[str] | None
     mean: Sequence[float] | None
     std: Sequence[float] | None
+    channels: Sequence[int] | None = None
 
 
 class PanelRenderer:
-    """The tiles of one look. They are painted on the device, and come to the host with the verdicts if they may.
+    """The panels of one probe pass, in two stages: what is drawn on the device, and what is written on the host.
+
+    Between the two the caller brings the tensors to the host, together with whatever else it needs from the device.
 
     Args:
         probes: The images and what is known of them.
-        look: How it should look.
+        style: What it should look like.
     """
 
-    def __init__(self, probes: ProbeSet, look: Look) -> None:
+    def __init__(self, probes: ProbeSet, style: PanelStyle) -> None:
         self.probes = probes
-        self.look = look
-        self._of: list[Tensor] = []
-        self._tensors: Sequence[Tensor] = ()
+        self.style = style
 
-    def board(self, results: Sequence[CAMResult]) -> Sequence[Tensor]:
-        """Paint, on the device; nothing where that fails, and the error is raised when it is asked for the tiles."""
-        self._of, self._tensors = _maps(results), ()
-        try:
-            return self._painted(results)
-        except Exception:
-            return ()
+    def render(self, results: Sequence[TargetResult]) -> list[Tensor]:
+        """Draw on the device that holds the results; the host does not wait for it.
 
-    def arrive(self, tensors: Sequence[Tensor]) -> None:
-        """Take the tiles on the host."""
-        self._tensors = tensors
-
-    def on_host(self, results: Sequence[CAMResult]) -> Sequence[Tensor]:
-        """The tiles of these results, whether they came along or have to be painted and fetched now.
+        Args:
+            results: One a target, of the same layers.
 
         Returns:
-            `(1 + layers * targets, N, th, tw, 3)` uint8: the inputs and the overlays, layer by layer;
-            `(layers * targets, N)` the peaks of the maps; `(targets, N, 4)` what `CaptionData` are made of.
+            A page after another: `(1 + layers * targets, n, th, tw, 3)` uint8, the inputs and the overlays, layer by
+            layer; then `(layers * targets, N)` float32, the peaks of the maps that are drawn; and `(targets, N, 4)`
+            float32, the numbers in the captions.
 
         Raises:
-            ValueError: `mean` or `std` is for another number of channels.
+            ValueError: `mean`, `std` or `channels` is for images with other channels.
         """
-        maps = _maps(results)
-        if not self._tensors or len(maps) != len(self._of) or not all(map(operator.is_, maps, self._of)):
-            self._of, self._tensors = maps, brought_over(self._painted(results))
-        return self._tensors
+        style, device = self.style, results[0].targets.device
+        table = colormap_table(style.colormap).to(device, non_blocking=True)
+        maps = [result.cams[layer] for layer in results[0].cams for result in results]
+        shown = self.probes.images[: PAGE_PROBES * MOST_PAGES].to(device)
+        shown = tiles.displayable(shown, style.mean, style.std, style.channels)
+        size = tiles.tile_size(*shown.shape[2:])
+        shared: list[Tensor | None] = [tiles.highest_peak(cam, size) if style.shared_scale else None for cam in maps]
+        pages, peaks = [], []
+        for page in self._pages():
+            drawn = [
+                tiles.overlays(shown[page], cam[page], table, style.opacity, size, peak=peak)
+                for cam, peak in zip(maps, shared, strict=True)
+            ]
+            pages.append(torch.stack([tiles.tiles(shown[page], size), *(pixels for pixels, _ in drawn)]))
+            peaks.append(torch.stack([peak for _, peak in drawn]))
+        return [*pages, torch.cat(peaks, dim=1), torch.stack([_numbers(result) for result in results])]
 
-    def _painted(self, results: Sequence[CAMResult]) -> list[Tensor]:
-        look, device = self.look, results[0].targets.device
-        table = picture.colormap_table(look.colormap).to(device, non_blocking=True)
-        images = picture.displayable(self.probes.images.to(device), look.mean, look.std)
-        size = picture.tile_size(*images.shape[2:])
-        pairs = [
-            picture.overlays(images, cam, table, look.opacity, size, shared_scale=look.shared_scale)
-            for cam in _maps(results)
-        ]
-        return [
-            torch.stack([picture.tiles(images, size), *(pixels for pixels, _ in pairs)]),
-            torch.stack([peaks for _, peaks in pairs]),
-            torch.stack([_numbers(result) for result in results]),
-        ]
+    def panels(
+        self, tensors: Sequence[Tensor], results: Sequence[CAMResult], targets: Sequence[str], heading: str
+    ) -> dict[str, list[Panel]]:
+        """Put what was drawn into words.
 
+        Args:
+            tensors: What `render` returned, on the host.
+            results: Those that were drawn, one a target, with their health.
+            targets: What the targets are called.
+            heading: What stands above each panel, after the layer's name and, where it ran more than once, its call.
 
-def _maps(results: Sequence[CAMResult]) -> list[Tensor]:
-    """The maps, layer by layer, and of each layer target by target."""
-    return [result.cams[layer] for layer in results[0].cams for result in results]
+        Returns:
+            Layer to its pages.
+        """
+        *pages, peaks, numbers = tensors
+        captions = [CaptionData.of(rows) for rows in numbers]
+        panels: dict[str, list[Panel]] = {layer: [] for layer in results[0].cams}
+        for page, (inputs, *overlays) in zip(self._pages(), pages, strict=True):
+            for number, layer in enumerate(panels):
+                first = number * len(results)
+                columns = tuple(
+                    _column(captions[i], result.health[layer], title, self.style, overlays[first + i], peaks[first + i])
+                    for i, (result, title) in enumerate(zip(results, targets, strict=True))
+                )
+                verdict = results[0].health[layer]
+                name = name_call(layer, verdict.calls, verdict.call)
+                panels[layer].append(self._panel(f"{name}\n{heading}", page, inputs, captions[0], columns))
+        return panels
 
+    def _pages(self) -> Iterator[slice]:
+        """Which probes stand on which page."""
+        shown = min(len(self.probes), PAGE_PROBES * MOST_PAGES)
+        for start in range(0, shown, PAGE_PROBES):
+            yield slice(start, min(start + PAGE_PROBES, shown))
 
-def draw(
-    painting: PanelRenderer, results: Sequence[CAMResult], targets: Sequence[str], heading: str
-) -> dict[str, Panel]:
-    """The panels of one validation, a layer each.
-
-    Args:
-        painting: Of the probes.
-        results: One a target.
-        targets: What the targets are called.
-        heading: What stands above each panel, after the layer's name and, where it ran more than once, its call.
-    """
-    probes, look = painting.probes, painting.look
-    pixels, scales, numbers = painting.on_host(results)
-    (inputs, *overlays), peaks = pixels, list(scales)
-    facts = [CaptionData.of(rows) for rows in numbers]
-    panels = {}
-    for number, layer in enumerate(results[0].cams):
-        verdict = results[0].health[layer]
-        columns = tuple(
-            _column(facts[i], results[i].health[layer], title, look, overlays[number * len(results) + i], peaks.pop(0))
-            for i, title in enumerate(targets)
-        )
-        panels[layer] = Panel(
-            title=f"{name_call(layer, verdict.calls, verdict.call)}\n{heading}",
+    def _panel(
+        self, title: str, page: slice, inputs: Tensor, captions: CaptionData, columns: Sequence[PanelColumn]
+    ) -> Panel:
+        probes, style = self.probes, self.style
+        if len(inputs) < len(probes):
+            title += f" · probes {page.start + 1} to {page.stop} of {len(probes)}"
+            if page.stop < len(probes) and page.stop == PAGE_PROBES * MOST_PAGES:
+                title += "; the others are not drawn, and are counted all the same"
+        channels = tiles.name_channels(probes.displayed.shape[1], style.channels)
+        return Panel(
+            title=title,
             inputs=inputs,
-            captions=_input_captions(probes, facts[0], look),
-            correct=_correct(probes, facts[0]),
-            columns=columns,
-            table=picture.colormap_table(look.colormap),
-            shared_scale=look.shared_scale,
+            captions=_input_captions(probes, captions, style)[page],
+            correct=_correct(probes, captions)[page],
+            columns=tuple(_part(column, page) for column in columns),
+            table=colormap_table(style.colormap),
+            shared_scale=style.shared_scale,
+            input_title="input" + (f"\n{channels}" if channels else ""),
         )
-    return panels
+
+
+def _part(column: PanelColumn, page: slice) -> PanelColumn:
+    """A column with the captions of one page; its overlays are of that page alone already."""
+    captions, verdicts, peaks = column.captions[page], column.verdicts[page], column.peaks[page]
+    return replace(column, captions=captions, verdicts=verdicts, peaks=peaks)
 
 
 @dataclass(frozen=True)
@@ -155,20 +176,20 @@ class CaptionData:
         return cls([int(x) for x in targets], [int(x) for x in predictions], *(list(p) for p in probabilities))
 
 
-def _numbers(result: CAMResult) -> Tensor:
+def _numbers(result: TargetResult) -> Tensor:
     """What a `CaptionData` is made of, on the device: `(N, 4)`."""
     rows = torch.stack([result.targets, result.predictions], dim=1)
     return torch.cat([rows.float(), result.probabilities.gather(1, rows)], dim=1)
 
 
 def _column(
-    facts: CaptionData, verdict: LayerHealth, title: str, look: Look, overlays: Tensor, peaks: Tensor
+    data: CaptionData, verdict: LayerHealth, title: str, style: PanelStyle, overlays: Tensor, peaks: Tensor
 ) -> PanelColumn:
     captions = []
     bridged = verdict.bridged or (False,) * len(verdict.state)
-    for i, target in enumerate(facts.targets):
-        probability = facts.target_probabilities[i]
-        caption = class_name(target, look.class_names) + ("" if math.isnan(probability) else f" {probability:.2f}")
+    for i, target in enumerate(data.targets):
+        probability = data.target_probabilities[i]
+        caption = class_name(target, style.class_names) + ("" if math.isnan(probability) else f" {probability:.2f}")
         caption += "\nempty: every channel speaks against it" if verdict.empty[i] else ""
         caption += f"\nbridged: {verdict.cause}" if bridged[i] else ""
         captions.append(caption)
@@ -189,22 +210,22 @@ def _verdict_text(state: GradientState, verdict: LayerHealth) -> str | None:
     return _VERDICTS[state] + cause
 
 
-def _input_captions(probes: ProbeSet, facts: CaptionData, look: Look) -> tuple[str, ...]:
+def _input_captions(probes: ProbeSet, data: CaptionData, style: PanelStyle) -> tuple[str, ...]:
     captions = []
     for i, name in enumerate(probes.names):
         lines = [name]
         if probes.labels is not None:
-            lines.append(f"label: {class_name(int(probes.labels[i]), look.class_names)}")
-        predicted, probability = class_name(facts.predictions[i], look.class_names), facts.prediction_probabilities[i]
+            lines.append(f"label: {class_name(int(probes.labels[i]), style.class_names)}")
+        predicted, probability = class_name(data.predictions[i], style.class_names), data.prediction_probabilities[i]
         lines.append("no finite score" if math.isnan(probability) else f"predicted: {predicted} {probability:.2f}")
         captions.append("\n".join(lines))
     return tuple(captions)
 
 
-def _correct(probes: ProbeSet, facts: CaptionData) -> tuple[bool | None, ...]:
+def _correct(probes: ProbeSet, data: CaptionData) -> tuple[bool | None, ...]:
     if probes.labels is None:
         return (None,) * len(probes)
-    return tuple(int(label) == seen for label, seen in zip(probes.labels, facts.predictions, strict=True))
+    return tuple(int(label) == seen for label, seen in zip(probes.labels, data.predictions, strict=True))
 
 
 def class_name(index: int, names: Sequence[str] | None) -> str:

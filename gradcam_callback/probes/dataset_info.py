@@ -1,23 +1,20 @@
-"""What a data set tells of itself: labels, class names, transforms and their statistics. A leaf but for `loaders`."""
+"""What a data set tells of itself without giving a sample: class names, transforms and their statistics.
+
+Only plain attributes are read: a property may open a file or count its calls. Class names are the exception, for they
+are asked of nothing else.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FunctionType, MemberDescriptorType
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from torch.utils.data import (
-    ConcatDataset,
-    Subset,
-)
 
-from gradcam_callback.probes.batches import class_indices
-
-
-def first_dataset(loaders: Sequence[Any]) -> Any:
-    """The data set of the first loader; None where there is none."""
-    return getattr(loaders[0], "dataset", None) if loaders else None
+_HARMLESS = (FunctionType, staticmethod, classmethod, MemberDescriptorType)  # descriptors that only bind, or slots
 
 
 def _nested(dataset: Any) -> Iterator[Any]:
@@ -29,36 +26,25 @@ def _nested(dataset: Any) -> Iterator[Any]:
         dataset = _wrapped(dataset)
 
 
+def _plain(owner: Any, name: str) -> Any:
+    """An attribute that can be read without running anybody's code; None for any other."""
+    value = inspect.getattr_static(owner, name, None)
+    if hasattr(type(value), "__get__") and not isinstance(value, _HARMLESS):
+        return None
+    return getattr(owner, name, None)
+
+
 def _wrapped(dataset: Any) -> Any:
-    parts = getattr(dataset, "datasets", None)
+    parts = _plain(dataset, "datasets")
     if isinstance(parts, (list, tuple)) and parts:
         return parts[0]
     for name in ("dataset", "data"):
-        inner = getattr(dataset, name, None)
+        inner = _plain(dataset, name)
         # `data` is often the pixels themselves, as in MNIST.
-        if hasattr(inner, "__getitem__") and not isinstance(
+        if hasattr(type(inner), "__getitem__") and not isinstance(
             inner, (Tensor, np.ndarray, str, bytes, list, tuple, Mapping)
         ):
             return inner
-    return None
-
-
-def known_labels(dataset: Any) -> list[int] | None:
-    """The class of each sample, read from `targets` or `labels` without loading an image; None where there are none."""
-    if isinstance(dataset, Subset):
-        inner = known_labels(dataset.dataset)
-        return None if inner is None else [inner[int(index)] for index in dataset.indices]
-    if isinstance(dataset, ConcatDataset):
-        parts = [known_labels(part) for part in dataset.datasets]
-        known = [part for part in parts if part is not None]
-        return [label for part in known for label in part] if len(known) == len(parts) else None
-    change = getattr(dataset, "target_transform", None)
-    for name in ("targets", "labels"):
-        values = getattr(dataset, name, None)
-        if isinstance(values, (list, tuple, np.ndarray, Tensor)):
-            values = [change(value) for value in values] if callable(change) else values
-            labels = class_indices(values, len(dataset))
-            return None if labels is None else labels.tolist()
     return None
 
 
@@ -66,7 +52,10 @@ def find_class_names(dataset: Any) -> tuple[str, ...] | None:
     """The names of the classes, by index, where the data set or one that it wraps has them."""
     for part in _nested(dataset):
         for name in ("classes", "categories"):
-            values = getattr(part, name, None)
+            try:
+                values = getattr(part, name, None)
+            except Exception:  # a property of the user's
+                continue
             if isinstance(values, (list, tuple)) and values:
                 # ImageNet gives each class several synonyms; the first one will do.
                 return tuple(str(value[0] if isinstance(value, tuple) and value else value) for value in values)
@@ -75,14 +64,14 @@ def find_class_names(dataset: Any) -> tuple[str, ...] | None:
 
 def image_transforms(dataset: Any) -> list[Callable[..., Any]]:
     """The `transform` of a data set and of what it wraps, in the order in which a sample passes them."""
-    found = [getattr(part, "transform", None) for part in _nested(dataset)]
+    found = [_plain(part, "transform") for part in _nested(dataset)]
     return [transform for transform in reversed(found) if callable(transform)]
 
 
 def all_transforms(dataset: Any) -> list[Any]:
     """The transforms of a data set and of those that it wraps, in the order in which they are applied."""
     parts = reversed(list(_nested(dataset)))
-    return [getattr(part, name, None) for part in parts for name in ("transform", "transforms")]
+    return [_plain(part, name) for part in parts for name in ("transform", "transforms")]
 
 
 def find_statistics(

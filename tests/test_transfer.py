@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradcam_callback.engine.transfer import brought_over
+from gradcam_callback.engine.transfer import copy_to_host
 
 
 def test_types_shapes_and_values_stay() -> None:
@@ -19,7 +19,7 @@ def test_types_shapes_and_values_stay() -> None:
         torch.tensor([2.0], dtype=torch.bfloat16),
         torch.empty(0, 4),
     ]
-    for arrived, tensor in zip(brought_over(tensors), tensors, strict=True):
+    for arrived, tensor in zip(copy_to_host(tensors), tensors, strict=True):
         assert (arrived.dtype, arrived.shape) == (tensor.dtype, tensor.shape)
         torch.testing.assert_close(arrived, tensor, rtol=0, atol=0, equal_nan=True)
 
@@ -33,6 +33,6 @@ def test_there_is_one_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
         return original(self)
 
     monkeypatch.setattr(Tensor, "cpu", counted)
-    brought_over([torch.ones(2), torch.ones(3, dtype=torch.uint8)])
-    assert brought_over([]) == []
+    copy_to_host([torch.ones(2), torch.ones(3, dtype=torch.uint8)])
+    assert copy_to_host([]) == []
     assert calls == [11]

@@ -1,0 +1,1 @@
+"""Copies of nested structures: modules, tensors, functions, containers, objects of any class."""

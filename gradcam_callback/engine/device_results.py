@@ -1,0 +1,164 @@
+"""What a pass gave, while it is still on the device and nothing of it is judged.
+
+Every wait for a device holds up what comes after it. So a pass ends here; what is to be drawn of it is drawn on the
+device, and then the verdicts and the pictures come over to the host together (`transfer.copy_to_host`), where `judge`
+makes results of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gradcam_callback.engine import health
+from gradcam_callback.engine.health import Examination
+from gradcam_callback.engine.targets import Scores
+from gradcam_callback.results import CAMResult
+
+
+@dataclass(frozen=True, eq=False)
+class TargetResult:
+    """What a pass gave for one target; as `CAMResult`, but for the health.
+
+    Attributes:
+        targets: `(N,)` int64.
+        scores: `(N,)` float32.
+        predictions: `(N,)` int64.
+        probabilities: `(N, L)` float32 in 0..1.
+        examinations: Layer to the findings, and the map among them.
+    """
+
+    targets: Tensor
+    scores: Tensor
+    predictions: Tensor
+    probabilities: Tensor
+    examinations: Mapping[str, Examination]
+
+    @classmethod
+    def of(cls, scores: Scores, examinations: Mapping[str, Examination]) -> TargetResult:
+        """Without the history of the scores."""
+        values = scores.values.detach().float()
+        return cls(scores.targets, values, scores.predictions, scores.probabilities, examinations)
+
+    @property
+    def cams(self) -> dict[str, Tensor]:
+        """Layer to map: float32 `(N, h, w)`; NaN for each probe without a usable gradient."""
+        return {layer: found.cam for layer, found in self.examinations.items()}
+
+    def to(self, device: torch.device | str) -> TargetResult:
+        """The same on another device."""
+        return TargetResult(
+            self.targets.to(device),
+            self.scores.to(device),
+            self.predictions.to(device),
+            self.probabilities.to(device),
+            {layer: found.to(device) for layer, found in self.examinations.items()},
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceResults:
+    """What a pass gave.
+
+    Attributes:
+        by_target: One a target, in the order of the request.
+        input_size: `(H, W)` of the images, in pixels.
+        modified_weights: The weights that the model's forward has written to in place, as of `Replica`.
+    """
+
+    by_target: tuple[TargetResult, ...]
+    input_size: tuple[int, int]
+    modified_weights: tuple[str, ...] = ()
+
+    @property
+    def verdicts(self) -> Tensor:
+        """What `judge` needs, in one tensor on the device."""
+        return health.pack(found for result in self.by_target for found in result.examinations.values())
+
+    @torch.inference_mode(False)  # or the caller could not go on with what is made here; so below
+    def to(self, device: torch.device | str) -> DeviceResults:
+        """The same on another device."""
+        return replace(self, by_target=tuple(result.to(device) for result in self.by_target))
+
+    def renamed(self, layer: str) -> DeviceResults:
+        """The results of one layer under another name."""
+        return self._with([dict.fromkeys([layer], *result.examinations.values()) for result in self.by_target])
+
+    @torch.inference_mode(False)
+    def crossed(self, across: DeviceResults) -> DeviceResults:
+        """The maps of `across`, of one layer, where this has none at that layer: there a cut was crossed."""
+        patched = []
+        for own, other in zip(self.by_target, across.by_target, strict=True):
+            [(layer, found)] = other.examinations.items()
+            cam = own.examinations[layer].cam
+            cam = torch.where(cam.isnan().all(dim=(1, 2), keepdim=True), found.cam, cam)
+            patched.append({**own.examinations, layer: replace(own.examinations[layer], cam=cam)})
+        return self._with(patched)
+
+    def _with(self, examinations: Sequence[Mapping[str, Examination]]) -> DeviceResults:
+        pairs = zip(self.by_target, examinations, strict=True)
+        return replace(self, by_target=tuple(replace(result, examinations=found) for result, found in pairs))
+
+    @classmethod
+    @torch.inference_mode(False)
+    def concat(cls, parts: Sequence[DeviceResults]) -> DeviceResults:
+        """The results of all samples, from those of some of them each: at least one part, all for the same request."""
+        if len(parts) == 1:
+            return parts[0]
+        by_target = [_concat(results) for results in zip(*(part.by_target for part in parts), strict=True)]
+        return replace(parts[0], by_target=tuple(by_target), modified_weights=_all_modified(parts))
+
+    @classmethod
+    def side_by_side(cls, parts: Sequence[DeviceResults]) -> DeviceResults:
+        """The results at all layers, from those at one layer each."""
+        found = [
+            {layer: found for result in results for layer, found in result.examinations.items()}
+            for results in zip(*(part.by_target for part in parts), strict=True)
+        ]
+        return replace(parts[0], modified_weights=_all_modified(parts))._with(found)
+
+
+def _concat(parts: Sequence[TargetResult]) -> TargetResult:
+    return TargetResult(
+        targets=torch.cat([part.targets for part in parts]),
+        scores=torch.cat([part.scores for part in parts]),
+        predictions=torch.cat([part.predictions for part in parts]),
+        probabilities=torch.cat([part.probabilities for part in parts]),
+        examinations={
+            layer: health.concat([part.examinations[layer] for part in parts]) for layer in parts[0].examinations
+        },
+    )
+
+
+def _all_modified(parts: Sequence[DeviceResults]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for part in parts for name in part.modified_weights))
+
+
+def judge(results: DeviceResults, verdicts: Tensor) -> list[CAMResult]:
+    """The results with a judgement on each gradient; one a target.
+
+    Args:
+        results: Of a pass.
+        verdicts: Their `verdicts`, on the host.
+    """
+    examinations = {
+        (number, layer): found
+        for number, result in enumerate(results.by_target)
+        for layer, found in result.examinations.items()
+    }
+    judged = health.judge(examinations, verdicts)
+    return [
+        CAMResult(
+            cams=result.cams,
+            targets=result.targets,
+            scores=result.scores,
+            predictions=result.predictions,
+            probabilities=result.probabilities,
+            health={layer: judged[number, layer] for layer in result.examinations},
+            input_size=results.input_size,
+        )
+        for number, result in enumerate(results.by_target)
+    ]

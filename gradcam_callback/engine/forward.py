@@ -1,0 +1,150 @@
+"""One forward pass of a replica: observed, with a graph that begins at the layers."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from gradcam_callback.engine import capture
+from gradcam_callback.engine.layouts import CHANNELS_FIRST, Layout
+from gradcam_callback.engine.memory import is_out_of_memory
+from gradcam_callback.engine.no_grad_fallback import NoGradFallback
+from gradcam_callback.engine.process_state import inference_as_no_grad
+from gradcam_callback.errors import BadInputError
+from gradcam_callback.results import split_call
+
+Read = TypeVar("Read")
+
+
+class ForwardObserver(Protocol):
+    """Follows a forward pass from the activation of the layer on."""
+
+    def watching(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """A context in which the model runs."""
+
+    def begin(self, activation: Tensor) -> None:
+        """Told of the activation that the rest of the network gets."""
+
+
+def prepared(inputs: Any, model: nn.Module) -> Tensor:
+    """The inputs on the model's device, without a history.
+
+    Raises:
+        TypeError: They are no tensor.
+        ValueError: They are no batch of images.
+    """
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f"The inputs are a tensor (N, C, H, W); given: {type(inputs).__name__}.")
+    if inputs.ndim != 4 or len(inputs) == 0:
+        raise BadInputError(
+            f"The inputs are a tensor (N, C, H, W) with at least one image; given: {tuple(inputs.shape)}."
+        )
+    anchor = next(model.parameters(), next(model.buffers(), inputs))
+    return inputs.detach().to(anchor.device)
+
+
+@contextmanager
+def forward_pass(
+    model: nn.Module,
+    inputs: Tensor,
+    layers: Mapping[str, nn.Module],
+    read: Callable[[Any], Read],
+    observer: ForwardObserver | None = None,
+    chosen: Mapping[str, int | None] | None = None,
+    layout: Layout = CHANNELS_FIRST,
+) -> Iterator[tuple[Read, dict[str, capture.Recording]]]:
+    """Run the model once, with a graph that begins at the layers. To be used within `isolated`.
+
+    Args:
+        model: The replica's.
+        inputs: From `prepared`.
+        layers: Name to layer, of that model.
+        read: Takes what is needed out of what the model returns, while the pass is still observed.
+        observer: Follows what forward does with the activations.
+        chosen: Name to the call to explain; by default what the names say.
+        layout: How activations lie in space.
+
+    Yields:
+        What was read, and what was recorded at the layers.
+    """
+    begun = None if observer is None else observer.begin
+    calls = {name: split_call(name)[1] for name in layers} if chosen is None else chosen
+    with capture.recorded(layers, layout.find_activation, begun, calls) as recordings:
+        if observer is not None:
+            with observer.watching(model):
+                taken = read(call_model(model, inputs))
+        else:
+            with inference_as_no_grad():
+                taken = _run_with_fallback(model, inputs, read, recordings)
+        for recording in recordings.values():
+            recording.closed = True
+        yield taken, recordings
+
+
+def _run_with_fallback(
+    model: nn.Module, inputs: Tensor, read: Callable[[Any], Read], recordings: Mapping[str, capture.Recording]
+) -> Read:
+    """A second time, where gradients made a call impossible, with such calls done without them."""
+    try:
+        return read(call_model(model, inputs))
+    except (RuntimeError, BufferError) as error:
+        if is_out_of_memory(error):
+            raise
+        for recording in recordings.values():
+            recording.clear()
+        try:
+            with NoGradFallback():
+                return read(call_model(model, inputs))
+        except (RuntimeError, BufferError):
+            raise error from None
+
+
+def run_without_graph(model: nn.Module, inputs: Tensor) -> Any:
+    """Run the model once, as validation does."""
+    with torch.no_grad(), inference_as_no_grad():
+        return call_model(model, inputs)
+
+
+def call_model(model: nn.Module, inputs: Tensor) -> Any:
+    """Call the model. In a traceback, what lies further in than this function is the model's."""
+    # A copy, because forward may normalise its input in place.
+    return model(inputs.clone())
+
+
+def raised_by_model(error: BaseException) -> bool:
+    """Whether an error was raised in the model's own forward pass."""
+    return any(frame.f_code is call_model.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def count_calls(model: nn.Module, inputs: Tensor, layers: Mapping[str, nn.Module]) -> dict[str, int]:
+    """How often layers run in a forward pass. Costs one. A scripted module takes no hooks, and its count is 0."""
+    counts = dict.fromkeys(layers, 0)
+
+    def count(name: str) -> Any:
+        def hook(_module: nn.Module, _args: Any, _output: Any) -> None:
+            counts[name] += 1
+
+        return hook
+
+    with hooked({name: (layer, count(name)) for name, layer in layers.items()}):
+        run_without_graph(model, inputs)
+    return counts
+
+
+@contextmanager
+def hooked(hooks: Mapping[str, tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Forward hooks for the time being. Scripted modules take none, and are passed over."""
+    handles = []
+    try:
+        for module, hook in hooks.values():
+            with suppress(RuntimeError) if isinstance(module, torch.jit.ScriptModule) else nullcontext():
+                handles.append(module.register_forward_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

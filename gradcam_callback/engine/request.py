@@ -1,0 +1,68 @@
+"""What is asked of the engine, resolved once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from gradcam_callback.engine.layers import AUTO, check_names
+from gradcam_callback.engine.layouts import CHANNELS_FIRST, Layout
+from gradcam_callback.engine.methods import Method, find_method
+from gradcam_callback.engine.targets import OutputSpec, Target, TargetInput, as_target
+from gradcam_callback.errors import BadInputError
+
+
+@dataclass(frozen=True, eq=False)  # targets hold tensors
+class CAMRequest:
+    """Which layers are explained, for which targets, by which method.
+
+    Attributes:
+        layers: Names of modules, or "auto" alone.
+        targets: At least one; there is a result for each.
+        method: How the map is made.
+        output: Where the logits are in what the model returns; None finds them.
+        layout: How activations lie in space.
+    """
+
+    layers: tuple[str, ...]
+    targets: tuple[Target, ...]
+    method: Method
+    output: OutputSpec = None
+    layout: Layout = CHANNELS_FIRST
+
+    @classmethod
+    def of(
+        cls,
+        layers: str | Sequence[str] = AUTO,
+        targets: Sequence[TargetInput] = ("predicted",),
+        method: str | Method = "gradcam",
+        output: OutputSpec = None,
+        layout: Layout = CHANNELS_FIRST,
+    ) -> CAMRequest:
+        """Check what was asked for, before any model has run.
+
+        Raises:
+            TypeError: Layers or a target are of a wrong type.
+            ValueError: There is no such method; what follows a `#` in a layer's name is no number; a target is no
+                class; the method needs what there is not yet.
+        """
+        chosen = method if isinstance(method, Method) else find_method(method)
+        if chosen.extra_forwards:
+            raise BadInputError(
+                f"The method {chosen.name!r} needs {chosen.extra_forwards} more forward passes a sample. Possible are "
+                "methods that need none, such as 'gradcam'."
+            )
+        return cls(check_names(layers), tuple(map(as_target, targets)), chosen, output, layout)
+
+    def at(self, *layers: str) -> CAMRequest:
+        """The same at other layers."""
+        return replace(self, layers=layers)
+
+    def part(self, samples: slice) -> CAMRequest:
+        """The same for some of the samples."""
+        return replace(self, targets=tuple(target.part(samples) for target in self.targets))
+
+    @property
+    def uses_auto(self) -> bool:
+        """Whether the layer has still to be chosen."""
+        return self.layers == (AUTO,)

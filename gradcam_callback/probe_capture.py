@@ -1,0 +1,116 @@
+"""The probes of one run: captured from the batches that pass, the same in every process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from gradcam_callback import trainer_context
+from gradcam_callback.execution.processes import ProcessGroup
+from gradcam_callback.probes import CaptureContext, ProbeCollector, ProbeSample, ProbeSet, ProbeSource
+
+# So many images at most are enough to see whether a gradient is there.
+_PREVIEW = 16
+
+
+class ProbeCapture:
+    """Captures the probes of one run. What talks to other processes is called by all of them.
+
+    Args:
+        source: Where the probes come from.
+
+    Attributes:
+        processes: Those of the run.
+    """
+
+    def __init__(self, source: ProbeSource) -> None:
+        self.processes = ProcessGroup()
+        self._source = source
+        self._collector: ProbeCollector | None = None
+        self._preview: ProbeSet | None = None
+
+    def start(self, trainer: Trainer, pl_module: LightningModule, positions: Sequence[int] | None) -> None:
+        """Begin to collect.
+
+        Args:
+            trainer: With the loaders in place.
+            pl_module: The model.
+            positions: Those of an earlier run that is resumed.
+        """
+        self._collector = self._source.start(self._context(trainer, pl_module, positions))
+
+    def add(self, batch: Any, dataloader_idx: int) -> None:
+        """Copy what is wanted out of a batch, if anything still is."""
+        if self._collector is not None and self.wants_batches:
+            self._collector.add(batch, dataloader_idx)
+
+    def finish(self, trainer: Trainer) -> ProbeSet:
+        """The probes, on the device; of length 0 where no sample passed.
+
+        Raises:
+            ValueError: What passed cannot be used.
+        """
+        collector, self._collector = self._collector, None
+        assert collector is not None
+        parts: list[list[ProbeSample]] = self.processes.exchange(collector.samples)
+        probes = collector.finish([sample for part in parts for sample in part])
+        return self._ready(trainer, probes)
+
+    @property
+    def is_collecting(self) -> bool:
+        """Whether a capture was begun and not finished."""
+        return self._collector is not None
+
+    @property
+    def wants_batches(self) -> bool:
+        """Whether a batch that is still to come may hold probes."""
+        return self._collector is not None and not self._collector.is_complete
+
+    def preview(self, trainer: Trainer, pl_module: LightningModule, batch: Any, dataloader_idx: int | None) -> bool:
+        """Take images for a dry run out of the first batch that has some; whether there are any now.
+
+        Args:
+            trainer: With the loaders in place.
+            pl_module: The model.
+            batch: Of the sanity check, or of the training.
+            dataloader_idx: Of a validation loader; None for a training batch.
+
+        Raises:
+            ValueError: The batch cannot be used, and it is of a validation loader.
+        """
+        if self._preview is None:
+            collector = self._source.start(self._context(trainer, pl_module, None))
+            self._preview = collector.preview(batch, dataloader_idx, _PREVIEW)
+        return self._preview is not None
+
+    def take_preview(self, trainer: Trainer) -> ProbeSet | None:
+        """The images for the dry run, the same in every process; None where there are none."""
+        found, self._preview = self._preview, None
+        probes = self.processes.from_rank_zero(lambda: found)
+        return None if probes is None else self._ready(trainer, probes)
+
+    def _context(self, trainer: Trainer, pl_module: LightningModule, positions: Sequence[int] | None) -> CaptureContext:
+        loaders = trainer_context.evaluation_loaders(trainer)
+        several = any(map(trainer_context.deals_samples_out, loaders))
+        return CaptureContext(
+            datasets=[getattr(loader, "dataset", None) for loader in loaders],
+            positions=positions,
+            rank=trainer.global_rank if several else 0,
+            world_size=trainer.world_size if several else 1,
+            apply_batch_hooks=trainer_context.batch_hooks(trainer, pl_module),
+        )
+
+    def _ready(self, trainer: Trainer, probes: ProbeSet) -> ProbeSet:
+        """The probes as the model takes them. There may be no room for them in one process alone."""
+        images: list[Tensor] = []
+
+        def move() -> None:
+            converted = trainer.precision_plugin.convert_input(probes.images)
+            images.append(converted.to(trainer.strategy.root_device))
+
+        self.processes.exchange(move)
+        return replace(probes, images=images[0])

@@ -1,0 +1,127 @@
+"""Text: styles, and lines that fit a width. All lengths are in pixels."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from PIL import ImageDraw, ImageFont
+
+Colour = tuple[int, int, int]
+INK = (31, 35, 40)
+SOFT_INK = (89, 99, 110)
+
+# Longer paragraphs lose their middle: setting thousands of characters takes seconds, and nobody reads them.
+LONGEST_PARAGRAPH = 120  # characters
+MOST_PARAGRAPHS = 8
+
+
+@dataclass(frozen=True)
+class Style:
+    """A size in pixels, a weight and a colour of DejaVu Sans."""
+
+    size: int
+    bold: bool = False
+    colour: Colour = INK
+
+    @property
+    def font(self) -> ImageFont.FreeTypeFont:
+        """The font, loaded once."""
+        return _font(self.size, self.bold)
+
+    @property
+    def line_height(self) -> int:
+        """From one line to the next."""
+        return round(self.size * 1.4)
+
+
+TITLE = Style(20, bold=True)
+SUBTITLE = Style(14, colour=SOFT_INK)
+HEADING = Style(14, bold=True)
+CAPTION = Style(13)
+REMARK = Style(13, colour=SOFT_INK)
+VERDICT = Style(13, bold=True)
+TICK_LABEL = Style(12, colour=SOFT_INK)
+
+
+@cache
+def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
+    from matplotlib import get_data_path  # DejaVu Sans ships with matplotlib, so that no font has to be installed
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", name)), size)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Lines that fit a width, each in its style."""
+
+    lines: tuple[tuple[str, Style], ...]
+
+    @property
+    def height(self) -> int:
+        """Of all lines."""
+        return sum(style.line_height for _, style in self.lines)
+
+    @property
+    def width(self) -> int:
+        """Of the longest line."""
+        return math.ceil(max((style.font.getlength(line) for line, style in self.lines), default=0))
+
+    def draw(self, draw: ImageDraw.ImageDraw, x: float, y: float, anchor: str = "l") -> None:
+        """Write the lines from `y` downwards; `x` is their left end ("l"), middle ("m") or right end ("r")."""
+        for line, style in self.lines:
+            draw.text((x, y + style.line_height / 2), line, fill=style.colour, font=style.font, anchor=f"{anchor}m")
+            y += style.line_height
+
+
+def typeset(text: str, width: int, first: Style, rest: Style | None = None) -> Text:
+    """Wrap a text to a width; its first paragraph in one style, the others in another. Long ones lose their middle."""
+    paragraphs = text.split("\n", MOST_PARAGRAPHS)
+    if len(paragraphs) > MOST_PARAGRAPHS:
+        paragraphs[-1] = "…"
+    styles = [first, *[rest or first] * (len(paragraphs) - 1)]
+    pairs = zip(map(shortened, paragraphs), styles, strict=True)
+    return Text(tuple((line, style) for words, style in pairs for line in _wrapped(words, style.font, width)))
+
+
+def shortened(text: str, longest: int = LONGEST_PARAGRAPH) -> str:
+    """The text, or where it is longer than so many characters its beginning and its end with an ellipsis between."""
+    if len(text) <= longest:
+        return text
+    start = (longest - 1) // 2
+    return f"{text[:start]}…{text[start + 1 - longest :]}"
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> Iterator[str]:
+    line = ""
+    for word in text.split():
+        longer = f"{line} {word}" if line else word
+        if font.getlength(longer) <= width:
+            line = longer
+            continue
+        if line:
+            yield line
+        *full_lines, line = _broken(word, font, width)
+        yield from full_lines
+    if line:
+        yield line
+
+
+def _broken(word: str, font: ImageFont.FreeTypeFont, width: int) -> Iterator[str]:
+    """Break a word that is wider than a line, after a mark such as "_" where there is one in the line's later half."""
+    while font.getlength(word) > width:
+        fitting = bisect_right(range(1, len(word)), width, key=lambda count: math.ceil(font.getlength(word[:count])))
+        end = max(1, fitting)
+        while end > 1 and unicodedata.combining(word[end]):
+            end -= 1  # an accent stays with its letter
+        seams = (count for count in range(end, end // 2, -1) if word[count - 1] in "_-/.,:;|\\")
+        end = next(seams, end)
+        yield word[:end]
+        word = word[end:]
+    yield word

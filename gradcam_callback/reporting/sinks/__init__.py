@@ -1,0 +1,5 @@
+"""Where reports go: TensorBoard, files. Only this package imports TensorBoard and touches the file system.
+
+Scalars are not written here: they go through Lightning's own logging, so that every logger and every other callback
+gets them.
+"""

@@ -1,0 +1,68 @@
+"""Reports into the event file of a TensorBoardLogger."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.text.summary_v2 import text_pb
+
+from gradcam_callback.reporting.report import Report
+from gradcam_callback.reporting.sinks.room import ensure_room
+
+_RGB = 3  # the number that an image's record has for its colours
+
+
+class TensorBoardSink:
+    """Writes into the event file of a TensorBoardLogger.
+
+    Args:
+        experiment: The logger's own `SummaryWriter`. A writer of our own would open a second event file in the same
+            folder, and TensorBoard would stop showing one of the two live.
+    """
+
+    name = "TensorBoard"
+
+    def __init__(self, experiment: Any) -> None:
+        self._experiment = experiment
+        # A logger that was closed after an earlier run opens a new file when it is next used. That must not happen in
+        # the writer's thread, where it would race with the training loop.
+        experiment._get_file_writer()
+
+    def write(self, report: Report) -> None:
+        """Write panels for the images tab, and alerts for the text tab.
+
+        Raises:
+            OSError: There is no room for them.
+        """
+        for tag, image in report.images.items():
+            record = Summary.Image(
+                height=image.height, width=image.width, colorspace=_RGB, encoded_image_string=image.png
+            )
+            self._add(Summary(value=[Summary.Value(tag=tag, image=record)]), report.step)
+        if report.alerts:
+            # `add_text` would append "/text_summary" to the tag.
+            self._add(text_pb(report.alerts_tag, report.markdown), report.step)
+
+    def flush(self) -> None:
+        """Make sure that what was written is on the disk."""
+        self._experiment.flush()
+
+    def _add(self, summary: Any, step: int) -> None:
+        self.flush()  # what waits in the queue takes room, too
+        ensure_room_in_events(self._experiment, summary.ByteSize())
+        self._experiment._get_file_writer().add_summary(summary, step)
+
+
+def ensure_room_in_events(experiment: Any, size: int = 1 << 14) -> None:
+    """Make sure that a `SummaryWriter` has room for so many bytes; see `room`.
+
+    To be called before scalars are handed to a TensorBoardLogger, too.
+
+    Raises:
+        OSError: There is no room for them, or the folder is gone.
+    """
+    writer = experiment._get_file_writer()
+    file = getattr(writer.event_writer, "_file_name", "")
+    ensure_room(writer.get_logdir(), size, os.path.getsize(file) if os.path.isfile(file) else 0)

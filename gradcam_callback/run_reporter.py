@@ -1,0 +1,143 @@
+"""What a run reports, with the trainer's step and epoch: alerts, notices, panels and scalars under their tags."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from gradcam_callback import trainer_context
+from gradcam_callback.errors import BadInputError, ForwardFailedError, GradientNullError
+from gradcam_callback.execution.probe_pass import ProbePassResult
+from gradcam_callback.reporting import findings
+from gradcam_callback.reporting.alert_reporter import AlertReporter
+from gradcam_callback.reporting.alerts import Finding
+from gradcam_callback.reporting.sinks.files import PanelFiles
+from gradcam_callback.reporting.sinks.sink import Sink
+from gradcam_callback.reporting.tags import Tags
+from gradcam_callback.results import CAMResult, Panel, name_call, split_call
+from gradcam_callback.settings import Memory, Settings
+
+
+class RunReporter:
+    """Reports what one callback finds in one run.
+
+    Args:
+        settings: The options of the callback.
+        memory: Its alerts are those that the callback shows.
+    """
+
+    def __init__(self, settings: Settings, memory: Memory) -> None:
+        self._alerts = AlertReporter(settings.on_null, source_lines=settings.source_lines, alerts=memory.alerts)
+
+    def load_alerts(self, trainer: Trainer, records: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from the alerts of a checkpoint."""
+        with self.guard(trainer, "The alerts of the checkpoint could not be taken up"):
+            self._alerts.tracker.load(records)
+
+    def open(self, trainer: Trainer, tags: Tags) -> None:
+        """Find out where to write. Every process has to call it."""
+        sinks: list[Sink] = []
+        with self.guard(trainer, "There is no place to write to", subject="writing"):
+            sinks = trainer_context.open_sinks(trainer)
+        self._alerts.open(sinks, alerts_tag=tags.alerts, silent=not trainer.is_global_zero)
+        for sink in sinks:
+            if isinstance(sink, PanelFiles):
+                where = f"the Grad-CAM panels are written as PNG files under {sink.name}"
+                self.notice(trainer, f"There is no TensorBoardLogger: {where}.")
+
+    def publish(self, trainer: Trainer, panels: Mapping[str, Panel] | None = None) -> None:
+        """Write panels by their tags, and say what was recorded and is new.
+
+        Raises:
+            GradientNullError: There is a null, and `on_null` is "raise".
+        """
+        shown = panels if panels and trainer.is_global_zero else {}
+        self._alerts.publish(shown, step=trainer.global_step, epoch=trainer.current_epoch)
+
+    def log_scalars(self, trainer: Trainer, pl_module: LightningModule, scalars: Mapping[str, float]) -> None:
+        """Log scalars for other callbacks and for every logger."""
+        errors = trainer_context.log_scalars(trainer, pl_module, dict(scalars))
+        failed = [findings.failed("logging", "The scalars could not be logged", error) for error in errors[:1]]
+        self.record(trainer, ["logging"], failed)
+
+    def close(self, trainer: Trainer) -> None:
+        """Bring to the disk what waits, and end the thread."""
+        self._alerts.close(step=trainer.global_step, epoch=trainer.current_epoch)
+
+    @contextmanager
+    def guard(self, trainer: Trainer, what: str, subject: str = "callback") -> Iterator[None]:
+        """Make an alert of what goes wrong inside; see Note [Harmless hooks] in `callback`."""
+        try:
+            yield
+        except (BadInputError, GradientNullError):
+            raise
+        except Exception as error:
+            try:
+                self.record(trainer, [subject], [findings.failed(subject, what, error)])
+            except Exception:  # it is the record of alerts itself that fails
+                warn_of(what, error)
+
+    def record(self, trainer: Trainer, subjects: Sequence[str], found: Sequence[Finding]) -> None:
+        """Take in what was found about these subjects."""
+        self._alerts.record(subjects, found, step=trainer.global_step, epoch=trainer.current_epoch)
+
+    def record_health(self, trainer: Trainer, result: ProbePassResult, titles: Sequence[str]) -> None:
+        """Take in what a probe pass says of the gradients, of memory and of weights."""
+        found = findings.find_nulls(result.results, titles, result.diagnoses)
+        if result.diagnosis_failure is not None:
+            found.append(findings.failed("diagnosis", "The cause could not be found", result.diagnosis_failure))
+        if result.portion is not None:
+            found.append(findings.short_of_memory(result.portion))
+        if result.modified_weights:
+            modules = dict.fromkeys(name.rpartition(".")[0] for name in result.modified_weights)
+            found.append(findings.weights_modified(list(modules)))
+        subjects = ["forward", "diagnosis", "memory", "weights", *result.results[0].health]
+        self.record(trainer, subjects, found)
+
+    def record_failure(self, trainer: Trainer, error: Exception, titles: Sequence[str]) -> None:
+        """Take in that a probe pass failed."""
+        if isinstance(error, ForwardFailedError):
+            finding = Finding.of(error.diagnosis, titles, subject="forward")
+        else:
+            finding = findings.failed("callback", "The probe pass failed", error)
+        self.record(trainer, ["callback", "forward"], [finding])
+
+    def notice(self, trainer: Trainer, text: str) -> None:
+        """Say once, in the log, what is no alarm."""
+        if trainer.is_global_zero:
+            self._alerts.notice(text)
+
+    def notice_calls(self, trainer: Trainer, result: CAMResult) -> None:
+        """Say which call is explained, of a layer that runs more than once and was named without a number."""
+        for layer, verdict in result.health.items():
+            if verdict.calls > 1 and split_call(layer)[1] is None:
+                explained = name_call(layer, verdict.calls, verdict.call)
+                self.notice(
+                    trainer,
+                    f"The layer {layer!r} runs {verdict.calls} times in a forward pass, and Grad-CAM explains "
+                    f"{explained}. Choose another by its number: {layer + '#0'!r} is the first.",
+                )
+
+
+def warn_of(what: str, error: Exception) -> None:
+    """Say what cannot even become an alert."""
+    message = f"Grad-CAM: {what}: {type(error).__name__}: {error}. The training goes on."
+    with suppress(Exception):  # where the user has made errors of warnings
+        warnings.warn_explicit(message, UserWarning, "<gradcam_callback>", 1)
+
+
+def health_scalars(results: Sequence[CAMResult], tags: Tags) -> dict[str, float]:
+    """What the gradients of a probe pass are like, by tag."""
+    verdicts = [verdict for result in results for verdict in result.health.values()]
+    scalars = {
+        tags.null_gradients: float(sum(len(verdict.null_probes) for verdict in verdicts)),
+        tags.empty_maps: float(sum(sum(verdict.empty) for verdict in verdicts)),
+    }
+    for layer, verdict in results[0].health.items():
+        scalars[tags.gradient_norm(layer)] = float(torch.nanmean(verdict.gradient_norm))
+    return scalars

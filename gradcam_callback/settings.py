@@ -1,0 +1,101 @@
+"""The options of the callback, checked, and what it keeps from run to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from gradcam_callback.options import OnNull, Scale, TargetSpec
+from gradcam_callback.probes import ProbeSet, ProbeSource
+from gradcam_callback.reporting.alerts import Alert
+from gradcam_callback.reporting.panels import PanelStyle
+from gradcam_callback.results import CAMResult
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of the callback; `GradCAMCallback` documents them."""
+
+    target_layers: tuple[str, ...]
+    source: ProbeSource
+    targets: tuple[TargetSpec, ...]
+    method: str
+    output: int | str | Callable[[Any], Any] | None
+    every_n_epochs: int
+    on_null: OnNull
+    bridge: bool
+    class_names: tuple[str, ...] | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    channels: tuple[int, ...] | None
+    colormap: str
+    opacity: float
+    scale: Scale
+    source_lines: bool
+
+    def request_texts(self) -> dict[str, str]:
+        """What is explained, as texts that stay the same from run to run: images, layers, classes, method."""
+        return {
+            "target_layers": repr(self.target_layers),
+            "target": repr(self.targets),
+            "method": self.method,
+            "output": str(getattr(self.output, "__qualname__", self.output)),
+            "probes": self.source.describe(),
+        }
+
+    def as_texts(self) -> dict[str, str]:
+        """All options as texts that stay the same from run to run."""
+        own = {name: repr(value) for name, value in vars(self).items() if name not in ("source", "output", "targets")}
+        return {**own, **self.request_texts()}
+
+    def style_for(self, probes: ProbeSet) -> PanelStyle:
+        """What the panels of these probes look like."""
+        return PanelStyle(
+            colormap=self.colormap,
+            opacity=self.opacity,
+            shared_scale=self.scale == "shared",
+            class_names=self.class_names or probes.class_names,
+            mean=self.mean or probes.mean,
+            std=self.std or probes.std,
+            channels=self.channels,
+        )
+
+
+@dataclass
+class Memory:
+    """What a callback keeps from run to run.
+
+    Attributes:
+        alerts: All alerts so far, in order.
+        last_result: The maps of the last probe pass, for the first target.
+        probes: The images of the last run that captured any.
+        training: What a checkpoint keeps of the training that goes on.
+        loaded: What a checkpoint held, until it is known whether its training is resumed.
+    """
+
+    alerts: list[Alert] = field(default_factory=list)
+    last_result: CAMResult | None = None
+    probes: ProbeSet | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    loaded: dict[str, Any] = field(default_factory=dict)
+
+    def begin_training(self) -> None:
+        """Begin another training, before a checkpoint is restored."""
+        self.training, self.loaded = {}, {}
+        self.probes = None
+
+    def resume(self) -> None:
+        """Go on with what a checkpoint held, if one was loaded."""
+        if self.loaded:
+            self.training, self.loaded = dict(self.loaded), {}
+
+    def keep_probes(self, probes: ProbeSet) -> bool:
+        """Keep in checkpoints which images are explained; whether they are the same as before a resume."""
+        same: bool = self.training.get("fingerprint", probes.fingerprint) == probes.fingerprint
+        self.training |= {"indices": probes.indices, "fingerprint": probes.fingerprint}
+        return same
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {**self.training, **self.loaded, "alerts": [alert.as_record() for alert in self.alerts]}
