@@ -67,7 +67,7 @@ class NoGradFallback(TorchFunctionMode):
             self._replaced[id(tensor)] = tensor, tensor.detach()
         else:
             tensor.detach_()
-        return None if func == _SET_REQUIRES_GRAD else tensor
+        return None if func == _SET_REQUIRES_GRAD else self._replacement(tensor)
 
 
 def _plain(tensor: Tensor) -> Tensor:

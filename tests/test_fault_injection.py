@@ -1,0 +1,161 @@
+"""Known faults, put into real networks: the cause and the line have to be right, and what does no harm is left alone."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import faults
+import pytest
+import timm
+import torch
+import torchvision
+from faults import Fault
+from torch import Tensor, nn
+
+from gradcam_callback import compute_cam, diagnose
+from gradcam_callback.causes import Cause
+
+MODES: dict[str, Callable[[], Any]] = {
+    "grad": torch.enable_grad,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "train": torch.enable_grad,
+}
+
+
+class Network(NamedTuple):
+    """Where it comes from, the layer that is asked for, and three places after it."""
+
+    make: Callable[..., nn.Module]
+    layer: str
+    places: tuple[str, str, str]
+
+
+def of_torchvision(name: str, layer: str, *places: str, **options: Any) -> Network:
+    make = functools.partial(torchvision.models.get_model, name, weights=None, num_classes=7, **options)
+    return Network(make, layer, places)  # type: ignore[arg-type]
+
+
+def of_timm(name: str, layer: str, *places: str, **options: Any) -> Network:
+    make = functools.partial(timm.create_model, name, pretrained=False, num_classes=7, **options)
+    return Network(make, layer, places)  # type: ignore[arg-type]
+
+
+GOOGLENET = {"aux_logits": False, "init_weights": False}
+NETWORKS = {
+    "resnet18": of_torchvision("resnet18", "layer2", "layer3", "layer4", "fc"),
+    "densenet121": of_torchvision(
+        "densenet121", "features.denseblock2", "features.denseblock3", "features.norm5", "classifier"
+    ),
+    "mobilenet_v3": of_torchvision("mobilenet_v3_small", "features.4", "features.8", "features.12", "classifier.0"),
+    "efficientnet": of_torchvision("efficientnet_b0", "features.3", "features.5", "features.8", "classifier"),
+    "convnext": of_torchvision("convnext_tiny", "features.3", "features.5", "features.7", "avgpool"),
+    "regnet": of_torchvision("regnet_y_400mf", "trunk_output.block2", "trunk_output.block3", "avgpool", "fc"),
+    "shufflenet": of_torchvision("shufflenet_v2_x0_5", "stage2", "stage3", "conv5", "fc"),
+    "vgg11_bn": of_torchvision("vgg11_bn", "features.11", "features.15", "avgpool", "classifier.0"),
+    "squeezenet": of_torchvision("squeezenet1_1", "features.5", "features.9", "features.12", "classifier.1"),
+    "googlenet": of_torchvision("googlenet", "inception3a", "inception4a", "inception5b", "fc", **GOOGLENET),
+    "mnasnet": of_torchvision("mnasnet0_5", "layers.9", "layers.11", "layers.14", "classifier"),
+    "timm_resnet": of_timm("resnet10t", "layer2", "layer3", "layer4", "fc"),
+    "timm_mobilenet": of_timm("mobilenetv3_small_050", "blocks.2", "blocks.4", "conv_head", "classifier"),
+    "timm_convnext": of_timm("convnextv2_atto", "stages.1", "stages.2", "stages.3", "head"),
+    "timm_ghostnet": of_timm("ghostnet_050", "blocks.3", "blocks.6", "conv_head", "classifier"),
+    "timm_vit": of_timm("vit_tiny_patch16_224", "patch_embed.proj", "blocks.5", "norm", "head", img_size=32),
+}
+
+
+@functools.cache
+def network(name: str) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return NETWORKS[name].make().eval()
+
+
+def images() -> Tensor:
+    return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+
+
+class Wrapped(nn.Module):
+    def __init__(self, inner: nn.Module, fault: Fault) -> None:
+        super().__init__()
+        self.inner, self.fault = inner, fault
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.fault(self.inner(*args, **kwargs))
+
+
+@contextmanager
+def hooked(model: nn.Module, place: str, fault: Fault) -> Iterator[None]:
+    handle = model.get_submodule(place).register_forward_hook(lambda _module, _args, output: fault(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def wrapped(model: nn.Module, place: str, fault: Fault) -> Iterator[None]:
+    inner = model.get_submodule(place)
+    model.set_submodule(place, Wrapped(inner, fault).train(model.training))
+    try:
+        yield
+    finally:
+        model.set_submodule(place, inner)
+
+
+WAYS = {"hook": hooked, "wrapper": wrapped}
+
+
+class Case(NamedTuple):
+    name: str
+    place: str
+    fault: Fault
+    way: str
+    mode: str
+
+    @property
+    def expected(self) -> Cause | None:
+        return {**faults.CUTS, **faults.OTHERS}.get(self.fault)
+
+
+def _cases() -> list[Case]:
+    """Every fault at every place, the ways to put it there and the modes by turns."""
+    functions = [*faults.CUTS, *faults.OTHERS, *faults.HARMLESS]
+    places = [(name, place) for name, network in NETWORKS.items() for place in network.places]
+    ways = itertools.cycle(itertools.product(WAYS, MODES))
+    return [Case(*where, fault, *way) for (where, fault), way in zip(itertools.product(places, functions), ways)]
+
+
+# The quick part: every network and every fault, each a few times. The other cases are slow.
+STRIDE = 19
+CASES = [
+    pytest.param(
+        case,
+        marks=() if number % STRIDE == 0 else pytest.mark.slow,
+        id="-".join((case.name, case.place, case.fault.__name__, case.way, case.mode)),
+    )
+    for number, case in enumerate(_cases())
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fault_is_found_and_nothing_else(case: Case) -> None:
+    model, layer = network(case.name).train(case.mode == "train"), NETWORKS[case.name].layer
+    with WAYS[case.way](model, case.place, case.fault), MODES[case.mode]():
+        found = diagnose(model, images(), layer)
+    told = [(cut.cause, cut.location and (cut.location.file, cut.location.line)) for cut in found.cuts]
+    expected = case.expected
+    assert told == ([] if expected is None else [(expected, (faults.__file__, faults.line_of(case.fault)))])
+    if found.location is not None:
+        assert (found.location.module, found.location.function) == (case.place, case.fault.__name__)
+
+
+def test_quick_part_has_every_network_and_every_fault() -> None:
+    quick = [param.values[0] for param in CASES if not param.marks]
+    assert {case.name for case in quick} == set(NETWORKS)
+    assert {case.fault for case in quick} == {*faults.CUTS, *faults.OTHERS, *faults.HARMLESS}
+    assert {(case.way, case.mode) for case in quick} == set(itertools.product(WAYS, MODES))
