@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import io
 import json
-import subprocess
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -159,3 +157,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo with 60 digits to validate on in place of 1,000; of each class there is one at least."""
+    monkeypatch.setattr("gradcam_callback.demo.data.HELD_OUT", 60)
