@@ -183,7 +183,7 @@ def trained_as_or_closed(without: Training, folder: Path, callback: GradCAMCallb
 
 def _end(thread: threading.Thread) -> None:
     work = thread._target  # type: ignore[attr-defined]
-    work.__self__._jobs.put(None)
+    work.__self__._reports.put(None)
     thread.join(10)
 
 
@@ -269,8 +269,8 @@ def test_a_folder_that_cannot_be_written_is_an_alert(tmp_path: Path) -> None:
     without = train(case, tmp_path / "without")
     said = trained_as(without, tmp_path / "with", callback, case)
 
-    assert any("alerts could not be written" in text for text in said), said
-    assert "writing_failed" in [str(alert.cause) for alert in callback.alerts]
+    assert any("There is no place to write to: NotADirectoryError" in text for text in said), said
+    assert [str(alert.cause) for alert in callback.alerts] == ["callback_failed", "detached"]
 
 
 class Closing(Callback):
