@@ -98,8 +98,8 @@ class CAMResult:
         targets: `(N,)` int64, the class that each map explains.
         scores: `(N,)` float32, the logit of that class.
         predictions: `(N,)` int64, the class with the highest logit.
-        probabilities: `(N, L)` float32 in 0..1, softmax of the logits; of a single logit, its sigmoid and the rest. What
-            a sigmoid or a softmax in the model has made is taken as it is.
+        probabilities: `(N, L)` float32 in 0..1, softmax of the logits; of a single logit, its sigmoid and the rest.
+            What a sigmoid or a softmax in the model has made is taken as it is.
         health: Layer to judgement.
         input_size: `(H, W)` of the inputs, in pixels.
     """
