@@ -42,8 +42,11 @@ class RunReporter:
     def open(self, trainer: Trainer, tags: Tags) -> None:
         """Find out where to write. Every process has to call it."""
         sinks: list[Sink] = []
-        with self.guard(trainer, "There is no place to write to", subject="writing"):
+        try:
             sinks = trainer_context.open_sinks(trainer)
+        except Exception as error:
+            reason = f"There is no place to write to: {type(error).__name__}: {error}."
+            self.record(trainer, ["writing"], [findings.not_written([reason])])
         self._alerts.open(sinks, alerts_tag=tags.alerts, silent=not trainer.is_global_zero)
         for sink in sinks:
             if isinstance(sink, PanelFiles):
@@ -70,7 +73,7 @@ class RunReporter:
         self._alerts.close(step=trainer.global_step, epoch=trainer.current_epoch)
 
     @contextmanager
-    def guard(self, trainer: Trainer, what: str, subject: str = "callback") -> Iterator[None]:
+    def guard(self, trainer: Trainer, what: str) -> Iterator[None]:
         """Make an alert of what goes wrong inside; see Note [Harmless hooks] in `callback`."""
         try:
             yield
@@ -78,7 +81,7 @@ class RunReporter:
             raise
         except Exception as error:
             try:
-                self.record(trainer, [subject], [findings.failed(subject, what, error)])
+                self.record(trainer, ["callback"], [findings.failed("callback", what, error)])
             except Exception:  # it is the record of alerts itself that fails
                 warn_of(what, error)
 

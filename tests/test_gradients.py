@@ -345,7 +345,7 @@ def test_a_layer_that_ends_an_inference_mode_block_may_be_changed_in_place_behin
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("closed", [False, True])
 def test_a_layer_in_a_checkpointed_block_is_differentiated(maps: Tensor, reentrant: bool, closed: bool) -> None:
-    """Backward runs forward again there, and with it the layer's hook; or the wall keeps it from happening."""
+    """Backward runs forward again there, and with it the layer's hook; or isolation keeps it from happening."""
     layer, other = double(), double()
     with recording(layer=layer, other=other) as recordings:
         behind = checkpoint(lambda x: layer(x) ** 2 * 3, maps, use_reentrant=reentrant)
@@ -563,9 +563,7 @@ def test_hooks_are_gone_when_the_model_raises(maps: Tensor) -> None:
 
 def test_no_grad_is_left_on_a_parameter() -> None:
     layer, head = nn.Conv2d(1, 2, 1), nn.Linear(2, 1)
-    with recorded(
-        {"layer": layer}, CHANNELS_FIRST.find_activation
-    ) as recordings:  # without the wall: both are trainable
+    with recorded({"layer": layer}, CHANNELS_FIRST.find_activation) as recordings:  # not isolated: both are trainable
         scores = head(layer(torch.ones(2, 1, 2, 2)).mean((2, 3)))[:, 0]
         found = differentiate(scores, recordings)["layer"]
     torch.testing.assert_close(found.gradient, (head.weight / 4).view(1, 2, 1, 1).expand(2, 2, 2, 2).detach())

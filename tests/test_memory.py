@@ -27,7 +27,7 @@ class Tight(Classifier):
     def __init__(self, room: int) -> None:
         super().__init__()
         tried: list[int] = []
-        self.room, self.tried = room, lambda: tried  # a list of the module's own would be put back after each look
+        self.room, self.tried = room, lambda: tried  # a list of the module's own would be put back after each pass
 
     def forward(self, images: Tensor) -> Tensor:
         if len(images) != 8:
@@ -41,7 +41,7 @@ def test_smaller_portions_are_taken_from_then_on_and_an_alert_says_so(run: Calla
     module = Tight(room=2)
     fit = run(GradCAMCallback(LAYER, probes=7), module).fit(val=16)
 
-    assert module.tried() == [7, 4, 2, 2, 2, 1, *[2, 2, 2, 1] * 3]  # a rehearsal and three looks
+    assert module.tried() == [7, 4, 2, 2, 2, 1, *[2, 2, 2, 1] * 3]  # a dry run and three passes
     assert fit.alerts == [("raised", "memory", "short_of_memory", 0)]
     [warning] = fit.our_warnings()
     assert "they are taken 2 at a time from now on" in warning

@@ -270,7 +270,7 @@ def test_a_folder_that_cannot_be_written_is_an_alert(tmp_path: Path) -> None:
     said = trained_as(without, tmp_path / "with", callback, case)
 
     assert any("There is no place to write to: NotADirectoryError" in text for text in said), said
-    assert [str(alert.cause) for alert in callback.alerts] == ["callback_failed", "detached"]
+    assert [str(alert.cause) for alert in callback.alerts] == ["writing_failed", "detached"]
 
 
 class Closing(Callback):

@@ -140,7 +140,7 @@ def test_all_targets_cross_a_cut_in_one_pass(images: Tensor) -> None:
     passes: list[int] = []
     model.register_forward_hook(lambda *_: passes.append(1))
     seen = watcher.run(model, images, [0, 2])
-    assert len(passes) == 2  # the look itself, and the one across the cut
+    assert len(passes) == 2  # the pass itself, and the one across the cut
     for result, expected in zip(seen.results, whole, strict=True):
         torch.testing.assert_close(result.cams["stem"], expected, rtol=1e-5, atol=0)
 
