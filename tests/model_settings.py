@@ -233,9 +233,9 @@ class Mode(enum.Enum):
     FAST = 1
 
 
-class Callable_(Plain):
-    def __call__(self, *_args: Any) -> int:
-        return self.count()
+class Scaling(Plain):
+    def __call__(self, _module: nn.Module = None, _args: Any = None, output: Any = 1) -> Any:
+        return output * self.count()
 
 
 holding("a dataclass", Plain, Plain.count)
@@ -416,7 +416,7 @@ holding("a tensor in a list", lambda: [torch.zeros(2)], lambda held: add_one(hel
 holding("a tensor with an attribute", with_attribute, lambda held: last(held.calls.append(1), len(held.calls)))
 holding(
     "two views of one memory",
-    lambda: (*torch.zeros(4).split(2), torch.zeros(1)),
+    lambda: torch.zeros(4).split(2),
     lambda held: last(add_one(held[0]), held[1].sum() + 1),
 )
 holding("a tensor and a view of it", lambda: (lambda whole: [whole, whole[1:]])(torch.zeros(3)), count_views)
@@ -556,7 +556,7 @@ setting(
     lambda m: setattr(m, "note", functools.lru_cache(lambda n: last(setattr(m, "n", n), n))),
     lambda m, _: m.note(3),
 )
-holding("a callable object", Callable_, lambda held: held())
+holding("a callable object", Scaling, lambda held: held())
 setting("a hook", lambda m: m.conv.register_forward_hook(scale))
 setting(
     "a hook that is a closure over the model", lambda m: m.conv.register_forward_hook(keep_mean(m)), lambda m, _: m.note
@@ -564,7 +564,7 @@ setting(
 setting("a hook that is a method", lambda m: m.conv.register_forward_hook(Hooked().hook))
 setting(
     "a hook that is an object",
-    lambda m: m.conv.register_forward_pre_hook(lambda _m, args, count=Callable_(): (args[0] * count(),)),  # noqa: B008
+    lambda m: m.conv.register_forward_hook(Scaling()),
 )
 setting(
     "a hook with keywords",
