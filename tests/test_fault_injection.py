@@ -1,4 +1,4 @@
-"""Known faults, put into real networks: the cause and the line have to be right, and what does no harm is left alone."""
+"""Known faults, put into real networks: the cause and the line have to be right; what does no harm is left alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torchvision
 from faults import Fault
 from torch import Tensor, nn
 
-from gradcam_callback import compute_cam, diagnose
+from gradcam_callback import diagnose
 from gradcam_callback.causes import Cause
 
 MODES: dict[str, Callable[[], Any]] = {
@@ -127,7 +127,10 @@ def _cases() -> list[Case]:
     functions = [*faults.CUTS, *faults.OTHERS, *faults.HARMLESS]
     places = [(name, place) for name, network in NETWORKS.items() for place in network.places]
     ways = itertools.cycle(itertools.product(WAYS, MODES))
-    return [Case(*where, fault, *way) for (where, fault), way in zip(itertools.product(places, functions), ways)]
+    return [
+        Case(*where, fault, *way)
+        for (where, fault), way in zip(itertools.product(places, functions), ways, strict=False)
+    ]
 
 
 # The quick part: every network and every fault, each a few times. The other cases are slow.
