@@ -1,4 +1,4 @@
-"""Known faults, put into real networks: cause and line have to be right, and what does no harm is left alone."""
+"""Known faults, put into real networks: the cause and the line have to be right; what does no harm is left alone."""
 
 from __future__ import annotations
 

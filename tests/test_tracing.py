@@ -14,7 +14,8 @@ from gradcam_callback.diagnosis.torch_calls import ATTEMPTS, perturbed
 from gradcam_callback.diagnosis.trace import Step
 from gradcam_callback.diagnosis.tracer import Tracer
 from gradcam_callback.diagnosis.watchers import ForwardCallDetector
-from gradcam_callback.engine.no_grad_fallback import NoGradFallback, inference_as_no_grad
+from gradcam_callback.engine.no_grad_fallback import NoGradFallback
+from gradcam_callback.engine.process_state import inference_as_no_grad
 
 
 def begun(tracer: Tracer, tensor: Tensor | None = None) -> Tensor:

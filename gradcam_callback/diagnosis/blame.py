@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from gradcam_callback.causes import Cause
 from gradcam_callback.diagnosis.source import locate
@@ -18,15 +19,15 @@ class Blame:
     step: Step
     cause: Cause
 
-    def cut(self, quote: bool = True) -> Cut:
-        """As it is told; `quote` as for `locate`."""
-        return Cut(self.cause, locate(self.step.frames, self.step.module, quote=quote), self.step.operation)
+    @cached_property
+    def cut(self) -> Cut:
+        """As it is told."""
+        return Cut(self.cause, locate(self.step.frames, self.step.module), self.step.operation)
 
     @property
     def line(self) -> str | None:
         """The file and the line."""
-        location = self.cut(quote=False).location
-        return None if location is None else str(location)
+        return None if self.cut.location is None else str(self.cut.location)
 
 
 def blames_of(steps: Iterable[Step]) -> list[Blame]:
@@ -43,18 +44,17 @@ def crossable(steps: Iterable[Step]) -> list[Step]:
     return sorted(first.values(), key=lambda step: step.index)
 
 
-def told_once(blames: Iterable[Blame], *, without_lines: bool = False, quote: bool = True) -> list[Cut]:
+def told_once(blames: Iterable[Blame], *, without_lines: bool = False) -> list[Cut]:
     """What is told of them: each place once, in the order given.
 
     Args:
         blames: In forward order.
         without_lines: Whether no line is to blame.
-        quote: As for `locate`.
     """
     blames = list(blames)
     leaving = {blame.line for blame in blames if blame.cause is Cause.LEFT_TORCH}
     cuts = [
-        Cut(blame.cause, None, "") if without_lines or blame.cause is Cause.NOT_ON_PATH else blame.cut(quote)
+        Cut(blame.cause, None, "") if without_lines or blame.cause is Cause.NOT_ON_PATH else blame.cut
         for blame in blames
         # A `detach` on the very line where the value leaves torch is a part of leaving it.
         if blame.cause is Cause.LEFT_TORCH or blame.line is None or blame.line not in leaving

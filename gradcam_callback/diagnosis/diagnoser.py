@@ -53,7 +53,6 @@ def diagnose(
     *,
     target: TargetInput = "predicted",
     output: OutputSpec = None,
-    source_lines: bool = True,
     options: ReplicaOptions = _NO_OPTIONS,
 ) -> Diagnosis:
     """Find out why samples have no usable gradient at a layer, and where it ends.
@@ -67,7 +66,6 @@ def diagnose(
             `compute_cam`.
         target: As for `compute_cam`.
         output: As for `compute_cam`.
-        source_lines: Whether the lines to blame are quoted. What looks like a secret in them is masked.
         options: How the replica is made.
 
     Returns:
@@ -97,25 +95,24 @@ def diagnose(
     except Exception as error:
         if not forward.raised_by_model(error) or is_out_of_memory(error):
             raise
-        return of_failed_forward(layer, error, len(inputs), source_lines=source_lines)
+        return of_failed_forward(layer, error, len(inputs))
     call = None if split_call(layer)[1] is None else verdict.call
     subject = Subject(model, inputs, layer, as_target(target), output, call, verdict.null_probes, options)
-    return Diagnoser(subject, context, verdict, source_lines).run()
+    return Diagnoser(subject, context, verdict).run()
 
 
-def of_failed_forward(layer: str, error: Exception, probes: int, *, source_lines: bool = True) -> Diagnosis:
+def of_failed_forward(layer: str, error: Exception, probes: int) -> Diagnosis:
     """The model raised: there is nothing to trace, and the traceback says where.
 
     Args:
         layer: Its dotted name.
         error: With its traceback, which leads through `forward.call_model`.
         probes: How many there are.
-        source_lines: As for `diagnose`.
     """
     raw = list(traceback.walk_tb(error.__traceback__))
     call = [frame.f_code for frame, _ in raw].index(forward.call_model.__code__)
     frames = [frame_of(frame, line) for frame, line in reversed(raw[call + 1 :])]
-    location = locate(frames, module_of(frames, raw[call][0].f_locals["model"]), quote=source_lines)
+    location = locate(frames, module_of(frames, raw[call][0].f_locals["model"]))
     cut = Cut(Cause.FORWARD_FAILED, location, "")
     return Diagnosis(
         layer=layer,
@@ -138,13 +135,11 @@ class Diagnoser:
         subject: The layer, and the score.
         context: How the caller called.
         verdict: What the gradient is like.
-        source_lines: Whether lines of code are quoted.
     """
 
     subject: Subject
     context: CallerContext
     verdict: LayerHealth
-    source_lines: bool
 
     def run(self) -> Diagnosis:
         """Choose what to look for by the state of the gradient, the worst first."""
@@ -167,7 +162,7 @@ class Diagnoser:
         direct = self.subject.find_direct_call() if never else None
         if direct is None:
             return self.report(None, [Cut(cause, None, "")])
-        location = locate(*direct, quote=self.source_lines)
+        location = locate(*direct)
         return self.report(None, [Cut(Cause.HOOK_BYPASSED, location, "forward")])
 
     def _none(self, run: TracedPass) -> Diagnosis:
@@ -292,7 +287,7 @@ class Diagnoser:
     ) -> Diagnosis:
         """The diagnosis where steps are to blame: in forward order, each place once."""
         ordered = sorted(blames, key=lambda blame: blame.step.index)
-        cuts = told_once(ordered, without_lines=note is _UNDERFLOW, quote=self.source_lines)
+        cuts = told_once(ordered, without_lines=note is _UNDERFLOW)
         # A way that ends before the score is shown up to its end.
         through = ordered[0 if run.evidence.end else -1].step
         return self.report(run, cuts, through=through, bridges=bridges, note=note)

@@ -91,7 +91,7 @@ def is_boundary(frame: FrameType) -> bool:
     return frame.f_code is call_model.__code__
 
 
-def locate(frames: Iterable[Frame], module: str, *, quote: bool = True) -> SourceLocation | None:
+def locate(frames: Iterable[Frame], module: str) -> SourceLocation | None:
     """The line of the user's code among these: the innermost one that is in no library.
 
     Where all of them are in libraries, the innermost one outside torch and Lightning: then it is there that it happens.
@@ -99,13 +99,12 @@ def locate(frames: Iterable[Frame], module: str, *, quote: bool = True) -> Sourc
     Args:
         frames: Innermost first.
         module: The dotted name of the module in whose forward it happened.
-        quote: Whether the line itself is copied; a secret in it is masked.
     """
     frames = list(frames)
     for trusted in (_is_users, _is_above_torch):
         for position, frame in enumerate(frames):
             if trusted(frame.file):
-                code = source_line(frame.file, frame.line).strip() if quote else ""
+                code = source_line(frame.file, frame.line).strip()
                 detail = tuple(f"{inner.file}:{inner.line} in {inner.function}" for inner in frames[:position])
                 return SourceLocation(frame.file, frame.line, frame.function, code, module, detail)
     return None

@@ -30,6 +30,9 @@ class ForwardObserver(Protocol):
     def begin(self, activation: Tensor) -> None:
         """Told of the activation that the rest of the network gets."""
 
+    def continued(self, returned: Any) -> Any:
+        """What the model returned, with another tensor where this one could not be changed as the model asked."""
+
 
 def prepared(inputs: Any, model: nn.Module) -> Tensor:
     """The inputs on the model's device, without a history.
@@ -77,7 +80,7 @@ def forward_pass(
     with capture.recorded(layers, layout.find_activation, begun, calls) as recordings:
         if observer is not None:
             with observer.watching(model):
-                taken = read(call_model(model, inputs))
+                taken = read(observer.continued(call_model(model, inputs)))
         else:
             with inference_as_no_grad():
                 taken = _run_with_fallback(model, inputs, read, recordings)
@@ -98,8 +101,8 @@ def _run_with_fallback(
         for recording in recordings.values():
             recording.clear()
         try:
-            with NoGradFallback():
-                return read(call_model(model, inputs))
+            with NoGradFallback() as fallback:
+                return read(fallback.continued(call_model(model, inputs)))
         except (RuntimeError, BufferError):
             raise error from None
 

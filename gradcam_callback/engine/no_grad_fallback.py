@@ -38,6 +38,10 @@ class NoGradFallback(TorchFunctionMode):
         """Call a torch function, if need be without gradients."""
         return self._call(func, *self._as_replaced(args, dict(kwargs or {})))
 
+    def continued(self, returned: Any) -> Any:
+        """What the model returned, with another tensor for a view that was told to require no gradient."""
+        return map_tensors(returned, self._replacement)
+
     def _as_replaced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if not self._replaced:
             return args, kwargs
@@ -67,7 +71,7 @@ class NoGradFallback(TorchFunctionMode):
             self._replaced[id(tensor)] = tensor, tensor.detach()
         else:
             tensor.detach_()
-        return None if func == _SET_REQUIRES_GRAD else self._replacement(tensor)
+        return None if func == _SET_REQUIRES_GRAD else tensor
 
 
 def _plain(tensor: Tensor) -> Tensor:
