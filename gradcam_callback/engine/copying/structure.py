@@ -154,7 +154,7 @@ class StructureCopier:
         begun = len(self._pending)
         copied = self.copy(value)
         while len(self._pending) > begun:
-            self._attempt(self._pending.pop(), None)
+            self._attempt(self._pending.pop())
         return copied
 
     def copy(self, value: Any) -> Any:
@@ -168,16 +168,16 @@ class StructureCopier:
         handler = self._handlers.get(kind)
         if handler is None:
             handler = self._handlers[kind] = self._handler(kind)
-        return self.remember(value, self._attempt(partial(handler, value), value))
+        return self.remember(value, self._attempt(handler, value))
 
-    def _attempt(self, job: Callable[[], Any], value: Any) -> Any:
+    def _attempt(self, job: Callable[..., Any], *value: Any) -> Any:
         try:
-            return job()
+            return job(*value)
         except Exception as error:  # whatever a class of the user's raises when it is copied
             if is_out_of_memory(error):
                 raise
-            log.debug("Shared, for it cannot be copied: %s (%r).", type(value), error)
-            return value
+            log.debug("Shared, for it cannot be copied: %s (%r).", list(map(type, value)), error)
+            return value[0] if value else None
 
     def remember(self, value: Any, copied: T) -> T:
         """Have a copy stand for an object wherever it appears."""
