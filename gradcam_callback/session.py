@@ -214,6 +214,7 @@ class Session:
             result = self._pass.run(pl_module, probes.images, targets, lambda found: renderer.render(found.by_target))
         self.reporter.notice_calls(trainer, result.results[0])
         self.reporter.record_health(trainer, result, titles)
+        self.reporter.record_doubts(trainer, probes, renderer.style, result.results[0])
         if result.render_failure is not None:
             raise result.render_failure
         heading = f"{self._settings.method} · epoch {trainer.current_epoch} · step {trainer.global_step}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import gc
 import random
 import warnings
 import weakref
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import without_collector
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -488,17 +488,20 @@ def test_refusals_leave_the_model_as_it_was_found_too(images: Tensor) -> None:
         assert_same(before, snapshot(model))
 
 
+KEPT: list[weakref.ref[Tensor]] = []
+
+
+def keep(_module: nn.Module, _args: Any, output: Tensor) -> None:
+    KEPT.append(weakref.ref(output))
+
+
 def test_no_activation_is_kept_alive(images: Tensor) -> None:
     model = net()
-    kept: list[weakref.ref[Tensor]] = []
-    model.stage.register_forward_hook(lambda module, args, output: kept.append(weakref.ref(output)))
-    gc.disable()  # no cycle may be needed to let go
-    try:
+    model.stage.register_forward_hook(keep)
+    KEPT.clear()
+    with without_collector():  # no cycle may be needed to let go
         result = compute_cam(model, images, ["stem", "stage"])
-        assert kept
-        assert all(reference() is None for reference in kept)
-    finally:
-        gc.enable()
+        assert [reference() for reference in KEPT] == [None]
     assert result.cams["stage"].grad_fn is None
 
 

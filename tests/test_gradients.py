@@ -19,10 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from gradcam_callback import compute_cam
 from gradcam_callback.engine.capture import Recording, recorded
+from gradcam_callback.engine.forward import inference_as_no_grad
 from gradcam_callback.engine.gradients import LayerGradient, differentiate
-from gradcam_callback.engine.in_place import guarded
 from gradcam_callback.engine.layouts import CHANNELS_FIRST
-from gradcam_callback.engine.process_state import checkpoints_bypassed, inference_as_no_grad
+from gradcam_callback.engine.replica import isolated
 
 
 class Apply(nn.Module):
@@ -42,9 +42,8 @@ def double() -> Apply:
 
 @contextmanager
 def recording(**layers: nn.Module) -> Iterator[dict[str, Recording]]:
-    """`recorded`, with gradients on, at layers in eval mode that require none."""
-    inside = (torch.enable_grad(), checkpoints_bypassed(), guarded([*layers.values()]))
-    with inside[0], inside[1], inside[2], recorded(layers, CHANNELS_FIRST.find_activation) as recordings:
+    """`recorded`, on a model of these layers that is isolated."""
+    with isolated(nn.ModuleDict(layers)), recorded(layers, CHANNELS_FIRST.find_activation) as recordings:
         yield recordings
 
 
@@ -611,13 +610,11 @@ def test_what_was_found_holds_no_graph(maps: Tensor) -> None:
 
 
 def test_nothing_is_recorded_before_the_layer(maps: Tensor) -> None:
-    stem, layer, histories = nn.Conv2d(1, 1, 1), double(), []
-    stem.register_forward_hook(lambda _module, _args, output: histories.append(output.grad_fn))
-    with recording(layer=layer, beside=stem) as recordings:
-        del recordings["beside"]
-    with guarded([stem]), recorded({"layer": layer}, CHANNELS_FIRST.find_activation) as recordings:
-        differentiate(total(layer(stem(maps))), recordings)
-    assert histories == [None]
+    layer = double()
+    with isolated(nn.Conv2d(1, 1, 1)) as stem, recorded({"layer": layer}, CHANNELS_FIRST.find_activation) as recordings:
+        before = stem.model(maps)
+        assert differentiate(total(layer(before)), recordings)["layer"].gradient is not None
+    assert before.grad_fn is None
 
 
 # A layer that returns its own input
