@@ -8,7 +8,8 @@ import re
 MASK = "***"
 
 _SECRET_NAME = (
-    r"(?:pass_?(?:word|wd|phrase)|pwd|secret|token|credential|auth|(?:api|access|account|private|signing)[_-]?key)"
+    r"(?:pass_?(?:word|wd|phrase)|pwd|secret|token|credential|auth(?!ors?(?![a-z]))"
+    r"|(?:api|access|account|private|signing)[_-]?key)"
 )
 # A name, then at once a text: an assignment, an argument, an item, a comparison, a default.
 _NAMED_TEXT = re.compile(
@@ -24,7 +25,8 @@ _KNOWN_FORM = re.compile(
     r"|\bxox[abeprs]-[\w-]{8,}|\bhf_[A-Za-z0-9]{16,}|\bAIza[\w-]{30,}|\beyJ[\w-]{10,}\.|-----BEGIN|://[^\s/@'\"]+@"
 )
 _MIXED = r"(?=[^\s'\"]*[a-z])(?=[^\s'\"]*[A-Z])(?=[^\s'\"]*\d)"
-_RANDOM = re.compile(rf"(?<!\w)(?:[0-9a-fA-F]{{32,}}|{_MIXED}[A-Za-z0-9+/]{{40,}})={{0,2}}(?!\w)")
+# Four digits at least: `FrozenResNet50BackboneWithFeaturePyramid` is a class.
+_RANDOM = re.compile(rf"(?<!\w)(?:[0-9a-fA-F]{{32,}}|{_MIXED}(?=(?:\D*\d){{4}})[A-Za-z0-9+/]{{40,}})={{0,2}}(?!\w)")
 _RANDOM_TEXT = re.compile(rf"{_MIXED}[A-Za-z0-9+/]{{20,}}")
 
 _TEXT = re.compile(r"[rbfu]{0,2}('''|\"\"\"|'|\")((?:\\.|(?!\1).)*)(?:\1|$)", re.IGNORECASE)
@@ -50,12 +52,13 @@ def mask_secrets(line: str) -> str:
         return line
     masked = _TEXT.sub(f'"{MASK}"', line)
     masked = masked if masked != line else _NUMBER.sub(MASK, line)
-    if masked != line and not _looks_secret(masked.replace(f'"{MASK}"', MASK)):
+    if masked != line and not _looks_secret(masked):
         return masked
     return line[: len(line) - len(line.lstrip())] + MASK
 
 
 def _looks_secret(line: str) -> bool:
+    line = line.replace(f'"{MASK}"', MASK)
     patterns = (_NAMED_TEXT, _BARE_VALUE, _KNOWN_FORM, _RANDOM)
     if any(pattern.search(line) for pattern in patterns):
         return True

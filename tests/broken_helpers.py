@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,31 +22,15 @@ def timed(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-@contextmanager
-def quietly() -> Iterator[None]:
-    """A project's own context manager around somebody else's."""
-    with torch.no_grad():
-        yield
-
-
 def detached_pool(maps: Tensor) -> Tensor:
     pooled = maps.mean((2, 3))
     return pooled.detach()  # ends here
-
-
-def freeze_all(*tensors: Tensor) -> None:
-    for tensor in tensors:
-        tensor.requires_grad_(False)  # ends here
 
 
 @torch.no_grad()
 def standardised(maps: Tensor) -> Tensor:
     centred = maps - maps.mean()  # ends here
     return centred / maps.std()
-
-
-def as_numbers(vector: Tensor) -> list[float]:
-    return [round(float(number), 3) for number in vector]  # ends here
 
 
 def through_pictures(maps: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ import io
 import math
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-from broken_helpers import quietly, timed
+from broken_helpers import timed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.transforms.functional import to_pil_image, to_tensor
@@ -201,15 +200,6 @@ class DetachedInPreHook(Crossable):
         self.handle.remove()
 
 
-class Unit(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Conv2d(4, 4, 1)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return self.scale(maps.detach())  # ends here
-
-
 class Nest(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -217,20 +207,6 @@ class Nest(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         return self.inner(maps) + 1
-
-
-class DetachedThreeDeep(Crossable):
-    cause, marked_in, module = Cause.DETACHED, Unit, "body.inner.inner"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = Nest(Nest(Unit()))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classify(self.body(self.conv(images)))
-
-    def whole(self, images: Tensor) -> Tensor:
-        return self.classify(self.body.inner.inner.scale(self.conv(images)) + 2)
 
 
 class DetachedInDecorated(Crossable):
@@ -264,17 +240,6 @@ class DetachedInComprehension(Crossable):
         return self.classify(torch.cat([part.detach() for part in maps.split(2, dim=1)], dim=1))  # ends here
 
 
-class DetachedInGenerator(Crossable):
-    cause, function = Cause.DETACHED, "parts"
-
-    def parts(self, maps: Tensor) -> Any:
-        for part in maps.unbind(1):
-            yield part.detach()  # ends here
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classify(torch.stack(tuple(self.parts(self.conv(images))), 1))
-
-
 class DetachedOnlyInEval(Crossable):
     cause = Cause.DETACHED
 
@@ -283,17 +248,6 @@ class DetachedOnlyInEval(Crossable):
         if not self.training:
             maps = maps.detach()  # ends here
         return self.classify(maps)
-
-
-class DetachedByPartial(Crossable):
-    cause = Cause.DETACHED
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.neck = functools.partial(torch.detach)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classify(self.neck(self.conv(images)))  # ends here
 
 
 class DetachedByMap(Crossable):
@@ -448,15 +402,6 @@ class SwitchedOffByMethod(Crossable):
         return self.classify(self.mid(self.conv(images)))
 
 
-class SwitchedOffInAnotherFile(Crossable):
-    cause, marked_in, function = Cause.REQUIRES_GRAD_OFF, broken_helpers.freeze_all, "freeze_all"
-
-    def forward(self, images: Tensor) -> Tensor:
-        maps = self.conv(images)
-        broken_helpers.freeze_all(images, maps)
-        return self.classify(maps)
-
-
 class SwitchedOffInHook(Crossable):
     cause, function, module = Cause.REQUIRES_GRAD_OFF, "freeze", "mid"
 
@@ -484,16 +429,6 @@ class SwitchedOffOnAView(Crossable):
         tokens = self.conv(images).flatten(2)
         tokens.requires_grad = False  # ends here
         return self.head(tokens.mean(2))
-
-
-class SwitchedOffBySetattr(Crossable):
-    cause = Cause.REQUIRES_GRAD_OFF
-
-    def forward(self, images: Tensor) -> Tensor:
-        maps = self.conv(images)
-        for name, value in {"requires_grad": False}.items():
-            setattr(maps, name, value)  # ends here
-        return self.classify(maps)
 
 
 # no_grad
@@ -577,21 +512,6 @@ class GradEnabledInTraining(Crossable):
         return self.classify(self.mid(self.conv(images)).relu())
 
 
-class GradDisabledByFunction(Crossable):
-    cause = Cause.NO_GRAD
-
-    def forward(self, images: Tensor) -> Tensor:
-        maps = self.conv(images)
-        before = torch.is_grad_enabled()
-        torch.set_grad_enabled(False)
-        maps = torch.sigmoid(maps)  # ends here
-        torch.set_grad_enabled(before)
-        return self.classify(maps)
-
-    def whole(self, images: Tensor) -> Tensor:
-        return self.classify(torch.sigmoid(self.conv(images)))
-
-
 class GradDisabledForGood(Crossable):
     """Nobody switches it on again; the block behind it counts on that."""
 
@@ -623,20 +543,6 @@ class NoGradMethod(Crossable):
 
     def whole(self, images: Tensor) -> Tensor:
         return self.classify(self.mid(self.conv(images)).relu())
-
-
-class NoGradInOwnContext(Crossable):
-    cause = Cause.NO_GRAD
-
-    def forward(self, images: Tensor) -> Tensor:
-        maps = self.conv(images)
-        with ExitStack() as stack:
-            stack.enter_context(quietly())
-            maps = F.normalize(maps, dim=1)  # ends here
-        return self.classify(maps)
-
-    def whole(self, images: Tensor) -> Tensor:
-        return self.classify(F.normalize(self.conv(images), dim=1))
 
 
 class NoGradWithBookkeeping(Crossable):
@@ -758,24 +664,6 @@ class InferenceBlock(Crossable):
 
     def whole(self, images: Tensor) -> Tensor:
         return self.classify(self.mid(self.conv(images)))
-
-
-class Embedder(nn.Module):
-    @torch.inference_mode()
-    def forward(self, maps: Tensor) -> Tensor:
-        pooled = F.adaptive_avg_pool2d(maps, 1)  # ends here
-        return pooled.flatten(1)
-
-
-class InferenceChild(Crossable):
-    cause, marked_in, module = Cause.INFERENCE_MODE, Embedder, "embed"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = Embedder()
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.embed(self.conv(images)).clone())
 
 
 class InferenceUnlessTraining(Crossable):
@@ -957,15 +845,6 @@ class ThroughItems(Shelved):
         return self.head(copied)
 
 
-class ThroughFloats(Shelved):
-    cause, marked_in = Cause.LEFT_TORCH, broken_helpers.as_numbers
-    function = "<listcomp>" if sys.version_info < (3, 12) else "as_numbers"
-
-    def forward(self, images: Tensor) -> Tensor:
-        rows = [broken_helpers.as_numbers(row) for row in self.conv(images).mean((2, 3))]
-        return self.head(torch.tensor(rows))
-
-
 class ThroughPython(Shelved):
     """The number scales a constant: it is the only thing the score has of the maps."""
 
@@ -1013,14 +892,6 @@ class CopiedWithTensor(Shelved):
     def forward(self, images: Tensor) -> Tensor:
         maps = torch.tensor(self.conv(images))  # ends here
         return self.classify(maps)
-
-
-class CopiedWithNewTensor(Shelved):
-    cause = Cause.LEFT_TORCH
-
-    def forward(self, images: Tensor) -> Tensor:
-        maps = self.conv(images)
-        return self.classify(images.new_tensor(maps))  # ends here
 
 
 class CopiedOneByOne(Shelved):
@@ -1080,29 +951,12 @@ class Comparison(Shelved):
         return self.classify(mask.float())
 
 
-class ComparisonByFunction(Shelved):
-    cause = Cause.NON_DIFFERENTIABLE
-
-    def forward(self, images: Tensor) -> Tensor:
-        maps = self.conv(images)
-        return self.classify(torch.where(torch.ge(maps, 0.1), 1.0, 0.0))  # ends here
-
-
 class IntegerCast(Shelved):
     cause = Cause.NON_DIFFERENTIABLE
 
     def forward(self, images: Tensor) -> Tensor:
         levels = (self.conv(images) * 16).int()  # ends here
         return self.classify(levels / 16)
-
-
-class IntegerTo(Shelved):
-    cause = Cause.NON_DIFFERENTIABLE
-
-    def forward(self, images: Tensor) -> Tensor:
-        levels = self.conv(images).mul(16)
-        levels = levels.to(torch.uint8)  # ends here
-        return self.classify(levels.float())
 
 
 class EmbeddingLookup(Shelved):
@@ -1133,14 +987,6 @@ class NearestCode(Shelved):
         return self.head(self.codes[nearest].view(maps.shape).mean((1, 2)))
 
 
-class Buckets(Shelved):
-    cause = Cause.NON_DIFFERENTIABLE
-
-    def forward(self, images: Tensor) -> Tensor:
-        bins = torch.bucketize(self.conv(images), torch.linspace(-1, 1, 5))  # ends here
-        return self.classify(bins.float())
-
-
 class Sampled(Shelved):
     cause = Cause.NON_DIFFERENTIABLE
 
@@ -1159,23 +1005,6 @@ class WrittenWithOut(Shelved):
         pooled = torch.empty(0)
         torch.mean(self.conv(images), dim=(2, 3), out=pooled)  # ends here
         return self.head(pooled)
-
-
-class SortedOrder(Shelved):
-    cause = Cause.NON_DIFFERENTIABLE
-
-    def forward(self, images: Tensor) -> Tensor:
-        maps = self.conv(images).mean((2, 3))
-        order = torch.sort(maps, dim=1).indices  # ends here
-        return self.head(order.float())
-
-
-class CountedPixels(Shelved):
-    cause = Cause.NON_DIFFERENTIABLE
-
-    def forward(self, images: Tensor) -> Tensor:
-        maps = self.conv(images)
-        return self.head(torch.count_nonzero(maps.relu(), dim=(2, 3)) / 64)  # ends here
 
 
 # custom_function
@@ -1370,15 +1199,6 @@ class ScaledAfterSigmoid(Shelved):
         return self.classify(maps)
 
 
-class AddedAfterExp(Shelved):
-    cause = Cause.INPLACE_MODIFIED
-
-    def forward(self, images: Tensor) -> Tensor:
-        maps = torch.exp(self.conv(images))
-        maps += 1  # ends here
-        return self.classify(maps)
-
-
 class ZeroedAfterSoftmax(Shelved):
     cause = Cause.INPLACE_MODIFIED
 
@@ -1560,18 +1380,6 @@ class Quantised(nn.Module):
         return (maps * 8).to(torch.int64)
 
 
-class TupleOfVectorsLayer(Shelved):
-    cause, layer = Cause.UNSUPPORTED_OUTPUT, "recurrent"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.recurrent = nn.GRU(4, 4, batch_first=True)
-
-    def forward(self, images: Tensor) -> Tensor:
-        steps, _ = self.recurrent(self.conv(images).mean(2).transpose(1, 2))
-        return self.head(steps[:, -1])
-
-
 # zero_gradient
 
 
@@ -1608,15 +1416,6 @@ class DeadReLU(Shelved):
         return self.classify(maps)
 
 
-class DeadReLUInPlace(Shelved):
-    cause = Cause.ZERO_GRADIENT
-
-    def forward(self, images: Tensor) -> Tensor:
-        maps = self.conv(images) - 100
-        F.relu_(maps)  # ends here
-        return self.classify(maps)
-
-
 class DeadReLUOverAView(Shelved):
     cause = Cause.ZERO_GRADIENT
 
@@ -1646,14 +1445,6 @@ class DeadReLUInACheckpoint(Shelved):
     def forward(self, images: Tensor) -> Tensor:
         maps = F.relu(self.conv(images) - 100)  # ends here
         return checkpoint(self.classify, maps, use_reentrant=True)
-
-
-class SaturatedSigmoid(Shelved):
-    cause = Cause.ZERO_GRADIENT
-
-    def forward(self, images: Tensor) -> Tensor:
-        gate = torch.sigmoid(self.conv(images) * 1e4 + 1e6)  # ends here
-        return self.classify(gate)
 
 
 class SaturatedSoftmax(Shelved):
@@ -2039,7 +1830,7 @@ class FrozenResNet(Shelved):
 
     @classmethod
     def images(cls) -> Tensor:
-        return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+        return torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(3))
 
 
 class FrozenResNetDetached(FrozenResNet):

@@ -165,7 +165,7 @@ def changed_after_save(x: Tensor) -> Tensor:
 
 @ends(OTHERS, Cause.ZERO_GRADIENT)
 def rounded(x: Tensor) -> Tensor:
-    return x.round()  # ends here
+    return (x * 64).round() / 64  # ends here
 
 
 @ends(OTHERS, Cause.ZERO_GRADIENT)
@@ -196,7 +196,7 @@ def bookkeeping(x: Tensor) -> Tensor:
 
 @harmless
 def straight_through(x: Tensor) -> Tensor:
-    return x + (x.round() - x).detach()
+    return x + ((x * 64).round() / 64 - x).detach()
 
 
 @harmless

@@ -12,12 +12,17 @@ import faults
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
 from faults import Fault
 from torch import Tensor, nn
 
-from gradcam_callback import diagnose
+from gradcam_callback import compute_cam, diagnose
 from gradcam_callback.causes import Cause
+from gradcam_callback.diagnosis.tracer import bridging
+from gradcam_callback.engine.device_results import judge
+from gradcam_callback.engine.explain import explain
+from gradcam_callback.engine.request import CAMRequest
 
 MODES: dict[str, Callable[[], Any]] = {
     "grad": torch.enable_grad,
@@ -162,3 +167,65 @@ def test_quick_part_has_every_network_and_every_fault() -> None:
     assert {case.name for case in quick} == set(NETWORKS)
     assert {case.fault for case in quick} == {*faults.CUTS, *faults.OTHERS, *faults.HARMLESS}
     assert {(case.way, case.mode) for case in quick} == set(itertools.product(WAYS, MODES))
+
+
+# A cut whose next operation is in place.
+
+
+class Small(nn.Module):
+    def __init__(self, cut: Fault, then: Fault) -> None:
+        super().__init__()
+        self.conv, self.norm, self.mid = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 1)
+        self.head = nn.Linear(6, 3)
+        self.cut, self.then = cut, then
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.then(self.cut(self.norm(self.conv(images))))
+        return self.head(self.mid(maps).mean((2, 3)))
+
+
+def small_network(cut: Fault, then: Fault) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Small(cut, then).eval()
+
+
+IN_PLACE_CASES = list(itertools.product(faults.CUTS, faults.IN_PLACE))
+
+
+@pytest.mark.parametrize(
+    ("number", "cut", "then"),
+    [(number, cut, then) for number, (cut, then) in enumerate(IN_PLACE_CASES)],
+    ids=[f"{cut.__name__}-{then}" for cut, then in IN_PLACE_CASES],
+)
+def test_in_place_operation_after_a_cut_is_not_blamed(number: int, cut: Fault, then: str) -> None:
+    mode = [*MODES][number % len(MODES)]
+    model = small_network(cut, faults.IN_PLACE[then]).train(mode == "train")
+    with MODES[mode]():
+        found = diagnose(model, torch.rand(2, 3, 12, 12), "conv")
+    told = [(cut.cause, cut.location and cut.location.line) for cut in found.cuts]
+    assert told == [(faults.CUTS[cut], faults.line_of(cut))]
+
+
+@pytest.mark.parametrize("cut", [cut for cut, cause in faults.CUTS.items() if cause is not Cause.LEFT_TORCH])
+def test_map_across_a_cut_before_an_in_place_operation_is_that_of_the_network(cut: Fault) -> None:
+    model = small_network(cut, F.relu_)
+    inputs = torch.rand(2, 3, 12, 12)
+    bridges = diagnose(model, inputs, "conv").bridges
+    results = explain(model, inputs, CAMRequest.of("conv"), observer=bridging(bridges))
+    [across] = judge(results, results.verdicts)
+    scale = 1.5 if "block" in cut.__name__ and "view" not in cut.__name__ else 1.0
+    whole = compute_cam(small_network(lambda x: x * scale, F.relu_), inputs, "conv")
+    torch.testing.assert_close(across.cams["conv"], whole.cams["conv"])
+
+
+def test_non_finite_values_written_through_an_alias_are_blamed_on_the_write() -> None:
+    """The values of what goes on were changed by way of `.data`: the line that did it is told."""
+
+    def spoil(maps: Tensor) -> Tensor:
+        maps = maps * 1.5
+        maps.data.div_(0)
+        return maps
+
+    found = diagnose(small_network(lambda x: x, spoil), torch.rand(2, 3, 12, 12), "conv")
+    assert (found.cause, found.location and found.location.code) == (Cause.NON_FINITE, "maps.data.div_(0)")
