@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import io
 import json
+import subprocess
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -163,3 +165,40 @@ def one_thread() -> Iterator[None]:
 def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo with 60 digits to validate on in place of 1,000; of each class there is one at least."""
     monkeypatch.setattr("gradcam_callback.demo.data.HELD_OUT", 60)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Run]:
+    """Makes a Run in the test's folder: `run(callback, module, **settings of the Trainer)`."""
+
+    def make(*args: Any, folder: str = "", **settings: Any) -> Run:
+        return make_run(tmp_path / folder, *args, **settings)
+
+    return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tensors this small are slower on several threads."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_left() -> Iterator[None]:
+    """Whatever a test did, and however it ended, no writer lives on."""
+    yield
+    assert "gradcam-writer" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True, text=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"NOT TESTED on a full disk: this process may not mount one ({mounted.stderr.strip()})")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
