@@ -13,17 +13,15 @@ import functools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from gradcam_callback import options
-from gradcam_callback.engine import layers, methods
+from gradcam_callback.engine.layers import AUTO
 from gradcam_callback.options import OnNull, Scale, TargetSpec
-from gradcam_callback.probes import ProbeSet, ProbeSource, as_source
+from gradcam_callback.probes import ProbeSet, ProbeSource
 from gradcam_callback.reporting.alerts import Alert
-from gradcam_callback.reporting.rendering.colormap import colormap_table
 from gradcam_callback.results import CAMResult, Diagnosis
 from gradcam_callback.run_reporter import warn_of
 from gradcam_callback.session import Session
@@ -97,7 +95,7 @@ class GradCAMCallback(Callback):
 
     def __init__(
         self,
-        target_layers: str | Sequence[str] = layers.AUTO,
+        target_layers: str | Sequence[str] = AUTO,
         probes: int | Sequence[int] | ProbeSource = 8,
         target: TargetSpec | Sequence[TargetSpec] = "predicted",
         method: str = "gradcam",
@@ -115,27 +113,19 @@ class GradCAMCallback(Callback):
         source_lines: bool = True,
     ) -> None:
         super().__init__()
-        methods.find_method(method)
-        colormap_table(colormap)
-        options.check_options(every_n_epochs, opacity, class_names, output)
-        options.check_choice("on_null", on_null, get_args(OnNull))
-        options.check_choice("scale", scale, get_args(Scale))
-        options.check_statistics("mean", mean)
-        options.check_statistics("std", std)
-        options.check_channels(channels)
-        self.settings = Settings(
-            target_layers=layers.check_names(target_layers),
-            source=as_source(probes),
-            targets=options.check_targets(target),
+        self.settings = Settings.checked(
+            target_layers=target_layers,
+            probes=probes,
+            target=target,
             method=method,
             output=output,
             every_n_epochs=every_n_epochs,
             on_null=on_null,
             bridge=bridge,
-            class_names=None if class_names is None else tuple(class_names),
-            mean=None if mean is None else tuple(mean),
-            std=None if std is None else tuple(std),
-            channels=None if channels is None else tuple(channels),
+            class_names=class_names,
+            mean=mean,
+            std=std,
+            channels=channels,
             colormap=colormap,
             opacity=opacity,
             scale=scale,
@@ -197,12 +187,11 @@ class GradCAMCallback(Callback):
     @_harmless
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to collect the probes, where there are none yet."""
-        self._start_evaluation(trainer, pl_module)
-
-    @_harmless
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to collect the probes."""
-        self._start_evaluation(trainer, pl_module)
+        session = self._session_of(trainer)
+        if trainer.state.fn != TrainerFn.FITTING:
+            session.bind_model(trainer, pl_module)
+        if not trainer.sanity_checking:
+            session.start_collecting(trainer, pl_module)
 
     @_harmless
     def on_validation_batch_start(
@@ -216,22 +205,13 @@ class GradCAMCallback(Callback):
             session.preview(trainer, pl_module, batch, dataloader_idx)
 
     @_harmless
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Copy the samples that are wanted out of a batch."""
-        self._session_of(trainer).collect(batch, dataloader_idx)
-
-    @_harmless
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Explain the probes, and write what was found."""
         if not trainer.sanity_checking:
             self._session_of(trainer).probe(trainer, pl_module)
 
-    @_harmless
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Explain the probes, and write what was found."""
-        self._session_of(trainer).probe(trainer, pl_module)
+    on_test_start, on_test_batch_start = on_validation_start, on_validation_batch_start
+    on_test_epoch_end = on_validation_epoch_end
 
     @_harmless
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -304,10 +284,3 @@ class GradCAMCallback(Callback):
             earlier = [other._session_of(trainer) for other in before if isinstance(other, GradCAMCallback)]
             self._sessions[trainer] = Session(self.settings, self._memory, earlier)
         return self._sessions[trainer]
-
-    def _start_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        session = self._session_of(trainer)
-        if trainer.state.fn != TrainerFn.FITTING:
-            session.bind_model(trainer, pl_module)
-        if not trainer.sanity_checking:
-            session.start_collecting(trainer, pl_module)

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from gradcam_callback import trainer_context
-from gradcam_callback.diagnosis.diagnoser import diagnose
-from gradcam_callback.engine.replica import ReplicaOptions
-from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.errors import BadInputError
-from gradcam_callback.execution.probe_pass import ProbePass, ProbePassResult
+from gradcam_callback.execution.probe_pass import ProbePassResult
 from gradcam_callback.probe_capture import ProbeCapture
+from gradcam_callback.prober import Prober
 from gradcam_callback.probes import ProbeSet
 from gradcam_callback.reporting import findings
-from gradcam_callback.reporting.panels import PanelRenderer, class_name
+from gradcam_callback.reporting.panels import PanelRenderer
 from gradcam_callback.reporting.tags import Tags
 from gradcam_callback.results import Diagnosis, Panel
 from gradcam_callback.run_reporter import RunReporter, health_scalars
@@ -41,23 +38,15 @@ class Session:
 
     def __init__(self, settings: Settings, memory: Memory, earlier: Sequence[Session] = ()) -> None:
         self.awaits_dry_run = False
+        self.reporter = RunReporter(settings, memory)
         self._settings = settings
         self._memory = memory
         self._earlier = earlier
-        self._probes: ProbeSet | None = None
+        self._prober = Prober(settings)
         self._capture = ProbeCapture(settings.source)
-        # Labels are known when the probes are; until then the first class stands in for them.
-        stand_in = [0 if target == "label" else target for target in settings.targets]
-        request = CAMRequest.of(settings.target_layers, stand_in, settings.method, settings.output)
-        self._pass = ProbePass(request, bridge=settings.bridge)
-        self.reporter = RunReporter(settings, memory)
+        self._probes: ProbeSet | None = None
         self._is_open = False
         self._held = 0.0  # seconds of this validation
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The full names of the layers; before "auto" has chosen, "auto"."""
-        return self._pass.layers
 
     # Before the first step
 
@@ -67,8 +56,8 @@ class Session:
         Raises:
             BadInputError: There is no such layer.
         """
-        self._pass.processes = self._capture.processes = trainer_context.processes_of(trainer)
-        self._pass.resolve(pl_module)
+        self._capture.processes = trainer_context.processes_of(trainer)
+        self._prober.bind_model(pl_module, self._capture.processes)
 
     def open(self, trainer: Trainer) -> None:
         """Find out where to write, and take up what a checkpoint holds of the training that goes on."""
@@ -95,28 +84,32 @@ class Session:
         self._capture.preview(trainer, pl_module, batch, dataloader_idx)
 
     def dry_run(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Explain the images of the first batch there is, before anything is trained, and draw nothing.
+        """Explain the images of the first batch there is, before anything is trained, and write nothing of it.
 
         Raises:
             BadInputError: An option turns out impossible: a class that does not exist, logits that cannot be found,
                 labels that are not there, statistics for other channels.
             GradientNullError: There is a null, and `on_null` is "raise".
         """
-        if not self.awaits_dry_run:
-            return
-        probes = self._capture.take_preview(trainer)
+        probes = self._capture.take_preview(trainer) if self.awaits_dry_run else None
         if probes is None:
             return
         self.awaits_dry_run = False
         try:
-            self._explain(trainer, pl_module, probes)
+            renderer = self._renderer(probes)
+            self._prober.panels(trainer, self._explain(trainer, pl_module, renderer), renderer)
         except BadInputError:
             raise
         except Exception as error:
-            self.reporter.record_failure(trainer, error, self._titles(self._probes))
+            self.reporter.record_failure(trainer, error, self._prober.titles(probes))
         self.reporter.publish(trainer)
 
     # Probes
+
+    @property
+    def wants_batches(self) -> bool:
+        """Whether the capture has been begun and is not complete."""
+        return self._capture.wants_batches
 
     def start_collecting(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to capture the probes, where there are none yet."""
@@ -131,38 +124,25 @@ class Session:
         self._capture.add(batch, dataloader_idx)
         self._held += time.perf_counter() - started
 
-    @property
-    def wants_batches(self) -> bool:
-        """Whether the capture has been begun and is not complete."""
-        return self._capture.wants_batches
-
     def _finish_capture(self, trainer: Trainer) -> None:
         """Take what was captured. What cannot be used is an alert: it is too late to refuse it."""
         if not self._capture.is_collecting:
             return
         try:
             probes = self._capture.finish(trainer)
-            self._check_labels(probes)
+            self._prober.check_labels(probes)
         except Exception as error:
             return self.reporter.record(trainer, ["probes"], [findings.failed("probes", "There are no probes", error)])
-        if len(probes) == 0:
+        if len(probes) == 0 and not probes.missing:
             return self.reporter.notice(trainer, "No sample passed in the validation, so there are no probes yet.")
-        self._probes = self._memory.probes = probes
-        found = []
-        if probes.missing:
-            found = [findings.probes_missing(probes.missing)]
-        elif trainer.state.fn == TrainerFn.FITTING and not self._memory.keep_probes(probes):
-            found = [findings.probes_changed()]
+        found = [findings.probes_missing(probes.missing)] if probes.missing else []
+        if len(probes):
+            self._probes = self._memory.probes = probes
+            if trainer.state.fn == TrainerFn.FITTING and not self._memory.keep_probes(probes):
+                found = [findings.probes_changed()]
         self.reporter.record(trainer, ["probes"], found)
         for notice in probes.notices:
             self.reporter.notice(trainer, notice)
-
-    def _check_labels(self, probes: ProbeSet) -> None:
-        if "label" in self._settings.targets and probes.labels is None and len(probes):
-            raise BadInputError(
-                "There is `target: label`, and the probes have no labels. Use `target: predicted` or a class index, or "
-                "say where the labels are, with `label_key` of ValidationProbes or `labels` of the other sources."
-            )
 
     # Probe passes
 
@@ -179,76 +159,53 @@ class Session:
         self._finish_capture(trainer)
         if not self._is_due(trainer):
             return self.reporter.publish(trainer)
+        maps = len(self.layers) * len(self._settings.targets)
         if self._probes is None:
             # For other callbacks that watch it and would end the run without; no logger is told.
-            missing = {self._tags(trainer).null_gradients: float(len(self.layers) * len(self._settings.targets))}
+            missing = {self._tags(trainer).null_gradients: float(maps)}
             pl_module.log_dict(missing, logger=False, sync_dist=trainer.world_size > 1)
             return self.reporter.publish(trainer)
         drawn: dict[str, list[Panel]] = {}
-        count = len(self._probes) * len(self.layers) * len(self._settings.targets)
-        scalars = {self._tags(trainer).null_gradients: float(count), self._tags(trainer).empty_maps: 0.0}
+        scalars = {self._tags(trainer).null_gradients: float(len(self._probes) * maps)}
+        scalars[self._tags(trainer).empty_maps] = 0.0
         try:
-            result, drawn = self._explain(trainer, pl_module, self._probes)
+            renderer = self._renderer(self._probes)
+            result = self._explain(trainer, pl_module, renderer)
             self._memory.last_result = result.results[0]
             scalars = health_scalars(result.results, self._tags(trainer))  # under other tags if "auto" has chosen
+            drawn = self._prober.panels(trainer, result, renderer)
             self.reporter.record(trainer, ["callback"], [])
         except Exception as error:
-            self.reporter.record_failure(trainer, error, self._titles(self._probes))
+            self.reporter.record_failure(trainer, error, self._prober.titles(self._probes))
         scalars[self._tags(trainer).seconds] = self._held + time.perf_counter() - started
         self.reporter.log_scalars(trainer, pl_module, scalars)
         self.reporter.publish(trainer, self._tags(trainer).panels(drawn))
-
-    def _explain(
-        self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet
-    ) -> tuple[ProbePassResult, dict[str, list[Panel]]]:
-        """One probe pass: its result, and the panels by layer."""
-        self._check_labels(probes)
-        renderer = PanelRenderer(probes, self._settings.style_for(probes))
-        with self._running(trainer):
-            chosen = self._pass.select_auto(pl_module, probes.images)
-            if chosen is not None:
-                self.reporter.notice(
-                    trainer, f"Grad-CAM explains the layer {chosen!r}, which `target_layers: auto` chose."
-                )
-            targets, titles = self._targets(probes), self._titles(probes)
-            result = self._pass.run(pl_module, probes.images, targets, lambda found: renderer.render(found.by_target))
-        self.reporter.notice_calls(trainer, result.results[0])
-        self.reporter.record_health(trainer, result, titles)
-        self.reporter.record_doubts(trainer, probes, renderer.style, result.results[0])
-        if result.render_failure is not None:
-            raise result.render_failure
-        heading = f"{self._settings.method} · epoch {trainer.current_epoch} · step {trainer.global_step}"
-        return result, renderer.panels(result.rendered, result.results, titles, heading)
 
     def diagnose(self, trainer: Trainer, pl_module: LightningModule) -> list[tuple[str, Diagnosis]]:
         """Diagnose each layer for each target; see `GradCAMCallback.diagnose`."""
         self.bind_model(trainer, pl_module)
         self._finish_capture(trainer)
-        probes = self._probes
-        if probes is None:
-            alerts = self._memory.alerts
-            raise BadInputError(
-                str(alerts[-1]) if alerts else "No sample passed in the validation to take probes from."
-            )
-        self._check_labels(probes)
-        with self._running(trainer):
-            options, output = self._pass.replica_options, self._settings.output
-            self._pass.select_auto(pl_module, probes.images)
-            return [
-                (title, diagnose(pl_module, probes.images, layer, target=target, output=output, options=options))
-                for layer in self.layers
-                for title, target in zip(self._titles(probes), self._targets(probes), strict=True)
-            ]
+        if self._probes is None:
+            last = [str(alert) for alert in self._memory.alerts[-1:]]
+            raise BadInputError(*(last or ["No sample passed in the validation to take probes from."]))
+        return self._prober.diagnose(trainer, pl_module, self._probes)
 
-    @contextmanager
-    def _running(self, trainer: Trainer) -> Iterator[None]:
-        """As in a validation of the trainer; outside of it nothing of ours holds trainer or model."""
-        self._pass.replica_options = trainer_context.replica_options(trainer)
-        try:
-            with trainer.precision_plugin.forward_context():
-                yield
-        finally:
-            self._pass.replica_options = ReplicaOptions()
+    def _renderer(self, probes: ProbeSet) -> PanelRenderer:
+        return PanelRenderer(probes, self._settings.style_for(probes))
+
+    def _explain(self, trainer: Trainer, pl_module: LightningModule, renderer: PanelRenderer) -> ProbePassResult:
+        """One probe pass, and what it tells of gradients, memory, weights and probes on record."""
+        probes = renderer.probes
+        self._prober.check_labels(probes)
+        chosen = self._prober.select_auto(trainer, pl_module, probes)
+        if chosen is not None:
+            text = f"Grad-CAM explains the layer {chosen!r}, which `target_layers: auto` chose."
+            self.reporter.notice(trainer, text)
+        result = self._prober.explain(trainer, pl_module, probes, renderer)
+        self.reporter.notice_calls(trainer, result.results[0])
+        self.reporter.record_health(trainer, result, self._prober.titles(probes))
+        self.reporter.record_doubts(trainer, probes, renderer.style, result.results[0])
+        return result
 
     def _is_due(self, trainer: Trainer) -> bool:
         """Whether this validation has a probe pass: each one of an epoch that is due, and outside of `fit` always."""
@@ -260,13 +217,10 @@ class Session:
         self._memory.training["epoch"] = epoch
         return True
 
-    def _targets(self, probes: ProbeSet) -> list[Any]:
-        labels = [] if probes.labels is None else probes.labels.tolist()
-        return [labels if target == "label" else target for target in self._settings.targets]
-
-    def _titles(self, probes: ProbeSet | None) -> list[str]:
-        names = self._settings.class_names or (None if probes is None else probes.class_names)
-        return [target if isinstance(target, str) else class_name(target, names) for target in self._settings.targets]
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The full names of the layers; before "auto" has chosen, "auto"."""
+        return self._prober.layers
 
     def _tags(self, trainer: Trainer) -> Tags:
         earlier = [session.layers for session in self._earlier]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
+from gradcam_callback import options
+from gradcam_callback.engine import layers, methods
 from gradcam_callback.options import OnNull, Scale, TargetSpec
-from gradcam_callback.probes import ProbeSet, ProbeSource
+from gradcam_callback.probes import ProbeSet, ProbeSource, as_source
 from gradcam_callback.reporting.alerts import Alert
 from gradcam_callback.reporting.panels import PanelStyle
+from gradcam_callback.reporting.rendering.colormap import colormap_table
 from gradcam_callback.results import CAMResult
 
 
@@ -33,6 +36,32 @@ class Settings:
     opacity: float
     scale: Scale
     source_lines: bool
+
+    @classmethod
+    def checked(cls, *, target_layers: Any, probes: Any, target: Any, **given: Any) -> Settings:
+        """The options as they were given to the callback.
+
+        Raises:
+            ValueError: An option has a value that is not possible; the message says which are.
+            TypeError: An option is of a wrong type.
+        """
+        methods.find_method(given["method"])
+        colormap_table(given["colormap"])
+        options.check_options(given["every_n_epochs"], given["opacity"], given["class_names"], given["output"])
+        options.check_choice("on_null", given["on_null"], get_args(OnNull))
+        options.check_choice("scale", given["scale"], get_args(Scale))
+        options.check_statistics("mean", given["mean"])
+        options.check_statistics("std", given["std"])
+        options.check_channels(given["channels"])
+        others: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
+        }
+        return cls(
+            target_layers=layers.check_names(target_layers),
+            source=as_source(probes),
+            targets=options.check_targets(target),
+            **others,
+        )
 
     def request_texts(self) -> dict[str, str]:
         """What is explained, as texts that stay the same from run to run: images, layers, classes, method."""

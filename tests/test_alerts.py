@@ -13,8 +13,9 @@ import torch
 from conftest import Run
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from models import STEPS, UNPICKLE, Classifier, Faulty, Network, Spots, ZeroHead, detached, loader
+from models import STEPS, UNPICKLE, Classifier, Faulty, Network, Spots, ZeroHead, detached
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from gradcam_callback import Cause, GradCAMCallback, GradientNullError, GradientNullWarning, TensorProbes
 from gradcam_callback.causes import CallbackIssue, meaning, remedy
@@ -254,7 +255,7 @@ def test_what_is_said_of_the_callbacks_own_troubles() -> None:
     assert [one.message for one in found] == [
         "The forward pass of the probes wrote into weights, which the training shares: those of 'model.norm', "
         "the model itself.",
-        "There are no probes for positions 9, 12: 8 samples went by in the validation.",
+        "There are no probes for positions 9, 12: the validation did not get that far.",
         "The images have 6 channels, as if 2 were stacked, and the panels show channels 0, 1, 2. A map that belongs to "
         "another image lies over the wrong one.",
     ]
@@ -558,16 +559,18 @@ def test_a_fault_of_ours_is_no_null_gradient(run: MakeRun, monkeypatch: pytest.M
     assert fit.callback.last_result is not None
 
 
-def test_probes_that_cannot_be_read_do_not_end_the_training(run: MakeRun) -> None:
-    class Broken(Spots):
-        def __getitem__(self, index: int) -> Any:
-            if index == 9:
-                raise OSError("truncated file")
-            return super().__getitem__(index)
+def test_probes_that_do_not_fit_together_do_not_end_the_training(run: MakeRun) -> None:
+    def of_two_sizes(batch: Any) -> Any:
+        size = 8 if of_two_sizes.calls.pop() else 16  # type: ignore[attr-defined]
+        images = torch.stack([image for image, _ in batch])[..., :size, :size]
+        return images, torch.tensor([label for _, label in batch])
 
-    fit = run(cb(probes=[9]), max_epochs=2, limit_val_batches=1).fit(val=loader(Broken(12)))
+    of_two_sizes.calls = [1, 0, 1, 0]  # type: ignore[attr-defined]
+    data = DataLoader(Spots(8), batch_size=4, collate_fn=of_two_sizes)
+    fit = run(cb(probes=[0, 5]), max_epochs=2).fit(val=data)
 
     assert fit.trainer.global_step == 2 * STEPS
     assert fit.alerts == [("raised", "probes", "callback_failed", 0)]
     [text] = fit.our_warnings()
-    assert "OSError: truncated file" in text
+    assert "(3, 8, 8)" in text
+    assert "(3, 16, 16)" in text

@@ -22,13 +22,13 @@ LAYERS = [
     {"diagnosis", "probes"},
     {"execution", "reporting"},
     {"settings", "trainer_context"},
-    {"probe_capture", "run_reporter"},
+    {"probe_capture", "prober", "run_reporter"},
     {"session"},
     {"callback"},
     {"doctor"},
     {"cli"},
 ]
-KNOW_LIGHTNING = {"trainer_context", "probe_capture", "run_reporter", "session", "callback", "doctor", "cli"}
+KNOW_LIGHTNING = {"trainer_context", "probe_capture", "prober", "run_reporter", "session", "callback", "doctor", "cli"}
 MODULES = {path.relative_to(PACKAGE): path for path in PACKAGE.rglob("*.py") if "demo" not in path.parts}
 
 

@@ -84,7 +84,7 @@ class PanelRenderer:
         style, device = self.style, results[0].targets.device
         table = colormap_table(style.colormap).to(device, non_blocking=True)
         maps = [result.cams[layer] for layer in results[0].cams for result in results]
-        shown = self.probes.images[: PAGE_PROBES * MOST_PAGES].to(device)
+        shown = self.probes.displayed[: PAGE_PROBES * MOST_PAGES].to(device)
         shown = tiles.displayable(shown, style.mean, style.std, style.channels)
         size = tiles.tile_size(*shown.shape[2:])
         shared: list[Tensor | None] = [tiles.highest_peak(cam, size) if style.shared_scale else None for cam in maps]
