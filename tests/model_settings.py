@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 import torchmetrics
 from lightning.fabric.utilities.data import AttributeDict
 from torch import Tensor, nn
@@ -712,6 +713,7 @@ for name, wrap in {
     "old weight norm": nn.utils.weight_norm,
     "weight norm": nn.utils.parametrizations.weight_norm,
     "old spectral norm": nn.utils.spectral_norm,
+    "pruning": lambda m: nn.utils.prune.l1_unstructured(m, "weight", 1),
     "spectral norm": nn.utils.parametrizations.spectral_norm,
     "a parametrization with a state": lambda m: nn.utils.parametrize.register_parametrization(
         m, "weight", MovingAverage()

@@ -68,6 +68,7 @@ def test_a_replica_computes_what_the_model_computes_and_leaves_no_mark(name: str
     before = object_state(model)
 
     with isolated(model) as replica:
+        assert not any(weight.requires_grad for weight in replica.model.parameters())
         first_convolution(replica.model).register_forward_hook(lambda *_: fired.append(1))
         given = [replica.model(IMAGES).detach() for _ in range(2)]
 
