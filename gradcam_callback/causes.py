@@ -38,6 +38,7 @@ class CallbackIssue(str, Enum):
     UNSUPPORTED_STRATEGY = "unsupported_strategy"
     WEIGHTS_MODIFIED = "weights_modified"
     CHANNELS_HIDDEN = "channels_hidden"
+    CLASSES_DIFFER = "classes_differ"
     CALLBACK_FAILED = "callback_failed"
     WRITING_FAILED = "writing_failed"
 

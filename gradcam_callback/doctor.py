@@ -129,6 +129,7 @@ def examine(
     examination = _Examination(callbacks)
     trainer.callbacks = [examination]  # type: ignore[attr-defined]
     trainer.loggers = [DummyLogger()]  # hooks of the model may write to it
+    trainer.validate_loop.inference_mode = False  # a validation in `fit` is under no_grad
     with ExitStack() as stack:
         # What a program calls is `fit`, and many a data module prepares its validation data for that stage alone.
         for part in (model, datamodule) if datamodule is not None else (model,):

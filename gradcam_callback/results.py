@@ -1,4 +1,4 @@
-"""Frozen records that the rooms pass to each other. A leaf but for `causes`.
+"""Frozen records that the parts of the package pass to each other.
 
 Axes, here and everywhere: `N` probes, `C` image channels, `H W` the image in pixels, `K` channels of an activation,
 `h w` its space, `L` classes.
@@ -99,6 +99,7 @@ class CAMResult:
         scores: `(N,)` float32, the logit of that class.
         predictions: `(N,)` int64, the class with the highest logit.
         probabilities: `(N, L)` float32 in 0..1, softmax of the logits; of a single logit, its sigmoid and the rest.
+            What a sigmoid or a softmax in the model has made is taken as it is.
         health: Layer to judgement.
         input_size: `(H, W)` of the inputs, in pixels.
     """
@@ -245,7 +246,7 @@ class Diagnosis:
         location: The line to blame; None where there is none, or it is not known.
         probes: Which samples are null, by their position.
         path: From the layer to the score.
-        rescued: What would have made the gradient None without the wall that the callback builds.
+        rescued: What would have made the gradient None if the model had been run as the caller had it.
         message: What was found, in a few sentences.
         remedy: What to do about it.
         cuts: All places found, the first one first; the first is `cause` and `location`.

@@ -13,9 +13,11 @@ from lightning.pytorch import LightningModule, Trainer
 from gradcam_callback import trainer_context
 from gradcam_callback.errors import BadInputError, ForwardFailedError, GradientNullError
 from gradcam_callback.execution.probe_pass import ProbePassResult
+from gradcam_callback.probes import ProbeSet
 from gradcam_callback.reporting import findings
 from gradcam_callback.reporting.alert_reporter import AlertReporter
 from gradcam_callback.reporting.alerts import Finding
+from gradcam_callback.reporting.panels import PanelStyle
 from gradcam_callback.reporting.sinks.files import PanelFiles
 from gradcam_callback.reporting.sinks.sink import Sink
 from gradcam_callback.reporting.tags import Tags
@@ -42,8 +44,11 @@ class RunReporter:
     def open(self, trainer: Trainer, tags: Tags) -> None:
         """Find out where to write. Every process has to call it."""
         sinks: list[Sink] = []
-        with self.guard(trainer, "There is no place to write to", subject="writing"):
+        try:
             sinks = trainer_context.open_sinks(trainer)
+        except Exception as error:
+            reason = f"There is no place to write to: {type(error).__name__}: {error}."
+            self.record(trainer, ["writing"], [findings.not_written([reason])])
         self._alerts.open(sinks, alerts_tag=tags.alerts, silent=not trainer.is_global_zero)
         for sink in sinks:
             if isinstance(sink, PanelFiles):
@@ -70,7 +75,7 @@ class RunReporter:
         self._alerts.close(step=trainer.global_step, epoch=trainer.current_epoch)
 
     @contextmanager
-    def guard(self, trainer: Trainer, what: str, subject: str = "callback") -> Iterator[None]:
+    def guard(self, trainer: Trainer, what: str) -> Iterator[None]:
         """Make an alert of what goes wrong inside; see Note [Harmless hooks] in `callback`."""
         try:
             yield
@@ -78,7 +83,7 @@ class RunReporter:
             raise
         except Exception as error:
             try:
-                self.record(trainer, [subject], [findings.failed(subject, what, error)])
+                self.record(trainer, ["callback"], [findings.failed("callback", what, error)])
             except Exception:  # it is the record of alerts itself that fails
                 warn_of(what, error)
 
@@ -98,6 +103,13 @@ class RunReporter:
             found.append(findings.weights_modified(list(modules)))
         subjects = ["forward", "diagnosis", "memory", "weights", *result.results[0].health]
         self.record(trainer, subjects, found)
+
+    def record_doubts(self, trainer: Trainer, probes: ProbeSet, style: PanelStyle, result: CAMResult) -> None:
+        """Take in what makes it doubtful that the panels show what they seem to."""
+        found = findings.hidden_channels(probes.displayed.shape[1], style.channels)
+        if style.class_names is not None:
+            found += findings.classes_differ(len(style.class_names), result.probabilities.shape[1])
+        self.record(trainer, ["channels", "classes"], found)
 
     def record_failure(self, trainer: Trainer, error: Exception, titles: Sequence[str]) -> None:
         """Take in that a probe pass failed."""

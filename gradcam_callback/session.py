@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -11,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from gradcam_callback import trainer_context
 from gradcam_callback.diagnosis.diagnoser import diagnose
+from gradcam_callback.engine.replica import ReplicaOptions
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.errors import BadInputError
 from gradcam_callback.execution.probe_pass import ProbePass, ProbePassResult
@@ -177,22 +179,24 @@ class Session:
         self._finish_capture(trainer)
         if not self._is_due(trainer):
             return self.reporter.publish(trainer)
-        tags, drawn = self._tags(trainer), dict[str, list[Panel]]()
-        count = len(self.layers) * len(self._settings.targets) * (1 if self._probes is None else len(self._probes))
-        # For other callbacks that watch it and would end the run without.
-        scalars = {tags.null_gradients: float(count), tags.empty_maps: 0.0}
-        if self._probes is not None:
-            try:
-                result, drawn = self._explain(trainer, pl_module, self._probes)
-                self._memory.last_result = result.results[0]
-                tags = self._tags(trainer)  # "auto" may have chosen
-                scalars = health_scalars(result.results, tags)
-                self.reporter.record(trainer, ["callback"], [])
-            except Exception as error:
-                self.reporter.record_failure(trainer, error, self._titles(self._probes))
-            scalars[tags.seconds] = self._held + time.perf_counter() - started
+        if self._probes is None:
+            # For other callbacks that watch it and would end the run without; no logger is told.
+            missing = {self._tags(trainer).null_gradients: float(len(self.layers) * len(self._settings.targets))}
+            pl_module.log_dict(missing, logger=False, sync_dist=trainer.world_size > 1)
+            return self.reporter.publish(trainer)
+        drawn: dict[str, list[Panel]] = {}
+        count = len(self._probes) * len(self.layers) * len(self._settings.targets)
+        scalars = {self._tags(trainer).null_gradients: float(count), self._tags(trainer).empty_maps: 0.0}
+        try:
+            result, drawn = self._explain(trainer, pl_module, self._probes)
+            self._memory.last_result = result.results[0]
+            scalars = health_scalars(result.results, self._tags(trainer))  # under other tags if "auto" has chosen
+            self.reporter.record(trainer, ["callback"], [])
+        except Exception as error:
+            self.reporter.record_failure(trainer, error, self._titles(self._probes))
+        scalars[self._tags(trainer).seconds] = self._held + time.perf_counter() - started
         self.reporter.log_scalars(trainer, pl_module, scalars)
-        self.reporter.publish(trainer, tags.panels(drawn))
+        self.reporter.publish(trainer, self._tags(trainer).panels(drawn))
 
     def _explain(
         self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet
@@ -200,8 +204,7 @@ class Session:
         """One probe pass: its result, and the panels by layer."""
         self._check_labels(probes)
         renderer = PanelRenderer(probes, self._settings.style_for(probes))
-        self._pass.replica_options = trainer_context.replica_options(trainer)
-        with trainer.precision_plugin.forward_context():
+        with self._running(trainer):
             chosen = self._pass.select_auto(pl_module, probes.images)
             if chosen is not None:
                 self.reporter.notice(
@@ -211,6 +214,7 @@ class Session:
             result = self._pass.run(pl_module, probes.images, targets, lambda found: renderer.render(found.by_target))
         self.reporter.notice_calls(trainer, result.results[0])
         self.reporter.record_health(trainer, result, titles)
+        self.reporter.record_doubts(trainer, probes, renderer.style, result.results[0])
         if result.render_failure is not None:
             raise result.render_failure
         heading = f"{self._settings.method} · epoch {trainer.current_epoch} · step {trainer.global_step}"
@@ -227,15 +231,24 @@ class Session:
                 str(alerts[-1]) if alerts else "No sample passed in the validation to take probes from."
             )
         self._check_labels(probes)
-        options, output = trainer_context.replica_options(trainer), self._settings.output
-        self._pass.replica_options = options
-        with trainer.precision_plugin.forward_context():
+        with self._running(trainer):
+            options, output = self._pass.replica_options, self._settings.output
             self._pass.select_auto(pl_module, probes.images)
             return [
                 (title, diagnose(pl_module, probes.images, layer, target=target, output=output, options=options))
                 for layer in self.layers
                 for title, target in zip(self._titles(probes), self._targets(probes), strict=True)
             ]
+
+    @contextmanager
+    def _running(self, trainer: Trainer) -> Iterator[None]:
+        """As in a validation of the trainer; outside of it nothing of ours holds trainer or model."""
+        self._pass.replica_options = trainer_context.replica_options(trainer)
+        try:
+            with trainer.precision_plugin.forward_context():
+                yield
+        finally:
+            self._pass.replica_options = ReplicaOptions()
 
     def _is_due(self, trainer: Trainer) -> bool:
         """Whether this validation has a probe pass: each one of an epoch that is due, and outside of `fit` always."""

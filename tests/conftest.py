@@ -105,9 +105,9 @@ class Run:
 
     @property
     def alerts_file(self) -> list[dict[str, Any]]:
-        """The lines of alerts.jsonl; none where there is no such file."""
-        path = self.folder / "gradcam" / "alerts.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        """The lines of alerts.jsonl, below whichever folder; none where there is no such file."""
+        paths = self.folder.rglob("gradcam/alerts.jsonl")
+        return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
     @property
     def alerts(self) -> list[tuple[str, str, str, int]]:
@@ -162,6 +162,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo with 60 digits to validate on in place of 1,000; of each class there is one at least."""
+    monkeypatch.setattr("gradcam_callback.demo.data.HELD_OUT", 60)
+
+
+@pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Run]:
     """Makes a Run in the test's folder: `run(callback, module, **settings of the Trainer)`."""
 
@@ -196,9 +202,3 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"NOT TESTED on a full disk: this process may not mount one ({mounted.stderr.strip()})")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
-@pytest.fixture
-def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo with 60 digits to validate on in place of 1,000; of each class there is one at least."""
-    monkeypatch.setattr("gradcam_callback.demo.data.HELD_OUT", 60)

@@ -8,7 +8,7 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -211,22 +211,37 @@ def test_notices_can_be_switched_off(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert capsys.readouterr().err == ""
 
 
-def test_a_long_wait_at_the_end_is_told_before(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """Opens when a notice is said."""
     gate = threading.Event()
-    reporter = opened("warn", Listing(gate=gate))
-    reporter.publish({"gradcam/stage": panel(probes=20_000)}, step=1, epoch=0)
-    waiting = threading.Thread(target=lambda: close(reporter))
 
-    class OpenTheGate(logging.Handler):
+    class Opening(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             gate.set()
 
-    logging.getLogger("gradcam_callback").addHandler(handler := OpenTheGate())
-    waiting.start()
-    waiting.join(4)
+    logging.getLogger("gradcam_callback").addHandler(handler := Opening())
+    yield gate
     logging.getLogger("gradcam_callback").removeHandler(handler)
-    assert gate.is_set()
+
+
+def test_a_long_wait_at_the_end_is_told_before(caplog: pytest.LogCaptureFixture, gate: threading.Event) -> None:
+    reporter = opened("warn", sink := Listing(gate=gate))
+    reporter.publish({"gradcam/stage": panel(probes=20_000)}, step=1, epoch=0)
+    close(reporter)
+    assert sink.in_time == [True]
     assert "writing its last panels; that takes about 5 s" in caplog.text
+
+
+def test_a_training_that_waits_for_panels_is_told_why(caplog: pytest.LogCaptureFixture, gate: threading.Event) -> None:
+    reporter = opened("warn", sink := Listing(gate=gate))
+    for step in range(6):
+        reporter.publish({"gradcam/stage": panel()}, step=step, epoch=0)
+    close(reporter)
+    assert sink.in_time == [True] * 6
+    assert [record.getMessage() for record in caplog.records] == [
+        "Grad-CAM's panels are written more slowly than they come: the training waits for them."
+    ]
 
 
 # What cannot be written

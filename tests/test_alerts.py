@@ -179,6 +179,7 @@ def test_an_alert_as_a_record_is_json() -> None:
         "subject": LAYER,
         "cause": "zero_gradient",
         "probes": [0],
+        "concerns_all": False,
         "targets": ["predicted"],
         "message": "m",
         "remedy": "r",
@@ -248,7 +249,7 @@ def test_a_path_is_told_from_the_working_directory_or_by_its_name(monkeypatch: A
 
 
 def test_what_is_said_of_the_callbacks_own_troubles() -> None:
-    found = [weights_modified(["model.norm", ""]), probes_missing([9, 12], 8), *hidden_channels(6)]
+    found = [weights_modified(["model.norm", ""]), probes_missing([9, 12]), *hidden_channels(6)]
     assert [str(one.cause) for one in found] == ["weights_modified", "probes_missing", "channels_hidden"]
     assert [one.message for one in found] == [
         "The forward pass of the probes wrote into weights, which the training shares: those of 'model.norm', "

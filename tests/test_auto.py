@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision.models as zoo
+from test_explain import WithAuxiliary, net
 from torch import Tensor, nn
 
+from gradcam_callback import compute_cam
 from gradcam_callback.engine.auto import choose_layer, spatial_layers
 
 
@@ -88,6 +91,51 @@ def test_the_names_seen_in_a_compiled_model_are_those_of_the_model() -> None:
     with torch.compiler.set_stance("force_eager"), spatial_layers(whole, IMAGES) as seen:
         whole(torch.ones(2, 1, 4, 4))
     assert list(seen) == ["0", "1"]
+
+
+# Which one it is
+
+
+@pytest.mark.parametrize(
+    ("build", "layer"),
+    [
+        (zoo.resnet18, "layer4"),
+        (zoo.resnet50, "layer4"),
+        (zoo.efficientnet_b0, "features"),
+        (zoo.mobilenet_v2, "features"),
+        (zoo.mobilenet_v3_small, "features"),
+        (zoo.densenet121, "features"),
+        (zoo.googlenet, "inception5b"),
+        (zoo.shufflenet_v2_x0_5, "conv5"),
+        (zoo.convnext_tiny, "features"),
+        (zoo.swin_t, "permute"),  # there the channels come first again
+    ],
+)
+def test_auto_is_the_last_layer_with_space(
+    build: Callable[..., nn.Module], layer: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    options = {"init_weights": False} if build is zoo.googlenet else {}
+    model, images = build(num_classes=4, **options).eval(), torch.randn(1, 3, 64, 64)
+    assert list(compute_cam(model, images).cams) == [choose_layer(model, images)] == [layer]
+    assert caplog.text == ""
+
+
+def test_a_branch_that_the_score_does_not_need_is_left_out() -> None:
+    result = compute_cam(WithAuxiliary().eval(), torch.randn(4, 3, 12, 10), output="logits")
+    assert list(result.cams) == ["stage"]
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_auto_asks_nothing_of_the_caller(guard: Any) -> None:
+    with guard():
+        assert choose_layer(net().requires_grad_(False).train(), torch.randn(4, 3, 12, 10)) == "stage"
+
+
+def test_a_model_without_space_is_refused() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(360, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(ValueError, match='"auto" found no layer'):
+        choose_layer(model, torch.randn(4, 3, 12, 10))
 
 
 # What only looks like a map

@@ -795,6 +795,50 @@ def test_everything_said_at_one_step_is_in_one_text(run: MakeRun) -> None:
     assert LAYER in text
 
 
+# Doubtful panels
+
+
+def test_more_numbers_than_named_classes_are_an_alert(run: MakeRun) -> None:
+    """An embedding of 8 numbers, say, for data of three classes."""
+    network = Network()
+    network.fc = nn.Linear(6, 8)
+    fit = run(cb(class_names=["ant", "bee", "cat"]), Classifier(network), max_epochs=1).fit()
+
+    assert fit.alerts == [("raised", "classes", "classes_differ", 0)]
+    assert "8 numbers" in fit.callback.alerts[0].message
+    assert "3 classes" in fit.callback.alerts[0].message
+
+
+def test_stacked_images_are_an_alert_until_channels_are_chosen(run: MakeRun) -> None:
+    data, alerts = loader(Spots(channels=6)), []
+    for number, channels in enumerate((None, [3, 4, 5])):
+        callback = cb(channels=channels)
+        fit = run(callback, Classifier(Network(channels=6)), max_epochs=1, folder=str(number)).fit(data, data)
+        alerts.append(fit.alerts)
+
+    assert alerts == [[("raised", "channels", "channels_hidden", 0)], []]
+
+
+def test_grey_images_without_a_channel_reach_the_model_as_they_are(run: MakeRun) -> None:
+    class Grey(Classifier):
+        def forward(self, images: Tensor) -> Tensor:
+            assert images.ndim == 3
+            return super().forward(images.unsqueeze(1))
+
+    class Flattened(Spots):
+        def __getitem__(self, index: int) -> Any:
+            image, label = super().__getitem__(index)
+            return image[0], label
+
+    data = loader(Flattened(channels=1))
+    fit = run(cb(), Grey(Network(channels=1)), max_epochs=1).fit(data, data)
+
+    assert fit.alerts == []
+    assert fit.events.steps(PANEL) == [STEPS]
+    assert fit.callback.last_result is not None
+    assert fit.callback.last_result.heatmaps()[LAYER].shape == (4, 16, 16)
+
+
 # Before the first training step
 
 

@@ -18,18 +18,15 @@ from gradcam_callback.cli import clarify, describe_callback, main
 pytestmark = pytest.mark.usefixtures("few_digits")
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
+IN_A_CHECKOUT = re.compile(r"(?<![\w/])(configs|docs|scripts)/")  # paths that an installation does not have
 OPTIONS = list(inspect.signature(GradCAMCallback).parameters)
 
 
-def briefly(folder: Path) -> list[str]:
+def briefly(folder: Path, config: str = str(DEMO)) -> list[str]:
     """The demo for two steps, into a folder of the test."""
     settings = ["max_epochs=1", "limit_train_batches=2", "accelerator=cpu", "enable_progress_bar=false"]
-    return [
-        "--config",
-        str(DEMO),
-        f"--trainer.logger.init_args.save_dir={folder}",
-        *(f"--trainer.{s}" for s in settings),
-    ]
+    place = f"--trainer.logger.init_args.save_dir={folder}"
+    return ["--config", config, place, *(f"--trainer.{setting}" for setting in settings)]
 
 
 @pytest.fixture
@@ -67,6 +64,7 @@ def test_no_arguments_print_the_help(say):
     assert err == ""
     for command in ("fit", "doctor", "explain-cause"):
         assert f"gradcam-callback {command} " in out
+    assert not IN_A_CHECKOUT.search(out)
     assert say("--help") == (0, out, "")
 
 
@@ -75,8 +73,7 @@ def test_help_documents_every_option_of_the_callback(say, subcommand):
     code, out, _ = say(subcommand, "--help")
     assert code == 0
     assert describe_callback() in out
-    # An installation holds no configuration and no page at such a path.
-    assert not re.search(r"(?<![\w/])(configs|docs|scripts)/", out)
+    assert not IN_A_CHECKOUT.search(out)
 
 
 def test_no_option_of_the_callback_lacks_documentation():
@@ -154,7 +151,7 @@ def test_clarify_leaves_other_messages_alone():
 
 def test_an_unknown_layer_is_refused_before_training_with_the_closest_names(say, tmp_path):
     config = with_option(tmp_path, target_layers="network.stage.3")
-    code, _, err = say("fit", *briefly(tmp_path), "--config", config)
+    code, _, err = say("fit", *briefly(tmp_path, config))
     assert code == 2
     assert "network.stages.3" in err
     assert "Traceback" not in err

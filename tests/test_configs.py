@@ -40,7 +40,7 @@ def run(config: str, folder: Path, *more: str) -> Events:
     ]
     place = f"--trainer.logger.init_args.save_dir={folder / 'runs'}"
     main(["fit", "--config", str(CONFIGS / config), place, *(f"--trainer.{setting}" for setting in settings), *more])
-    return Events.read(folder / "runs" / config.removesuffix(".yaml") / "version_0")
+    return Events.read(folder / "runs" / Path(config).stem / "version_0")
 
 
 def check_tags(events: Events, layers: list[str]) -> None:
@@ -77,7 +77,7 @@ def test_broken_raises_its_alert_and_clears_it(tmp_path):
     config = tmp_path / "broken.yaml"
     config.write_text((CONFIGS / "broken.yaml").read_text().replace("epoch: 3", "epoch: 1"))
     with pytest.warns(GradientNullWarning, match="features.detach") as caught:
-        events = run("broken.yaml", tmp_path, f"--config={config}", "--trainer.max_epochs=2")
+        events = run(str(config), tmp_path, "--trainer.max_epochs=2")
     [warning] = [warning for warning in caught if warning.category is GradientNullWarning]
     source = Path(broken.__file__).read_text().splitlines()
     assert Path(warning.filename).name == "broken.py"

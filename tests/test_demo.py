@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import builtins
+import io
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
+from conftest import Events
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -258,10 +261,25 @@ def fit(folder: Path, callbacks: list, network: nn.Module | None = None, epochs:
     return trainer, model
 
 
-def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return [(event.step, event.value) for event in events.Scalars(tag)]
+@dataclass(frozen=True)
+class Finished:
+    """Two epochs with everything that the demo attaches, and what they left behind."""
+
+    folder: Path
+    trainer: Trainer
+    model: ImageClassifier
+    game: PointingGame
+    printed: str
+    events: Events
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder, game, printed = tmp_path_factory.mktemp("runs"), PointingGame(images=8), io.StringIO()
+    with redirect_stdout(printed):
+        trainer, model = fit(folder, [GradCAMCallback(probes=2), game, RunReport()])
+    run = folder / "demo" / "version_0"
+    return Finished(run, trainer, model, game, printed.getvalue(), Events.read(run))
 
 
 def test_the_pointing_game_of_a_network_that_looks_at_ink(tmp_path):
@@ -275,21 +293,18 @@ def test_the_pointing_game_of_a_network_that_looks_at_ink(tmp_path):
     assert game.chance == pytest.approx(box_masks(dataset.boxes, (40, 40)).float().mean().item())
 
 
-def test_the_pointing_game_is_logged_before_training_and_after_each_validation(tmp_path):
-    game = PointingGame(images=8)
-    fit(tmp_path, [game])
-    assert [score.step for score in game.scores] == [0, 3, 6]
-    logged = scalars(tmp_path / "demo" / "version_0", "demo/pointing_game")
-    assert logged == [(score.step, pytest.approx(score.pointing_game)) for score in game.scores]
-    logged = scalars(tmp_path / "demo" / "version_0", "demo/energy_inside")
-    assert logged == [(score.step, pytest.approx(score.energy_inside)) for score in game.scores]
+def test_the_pointing_game_is_logged_before_training_and_after_each_validation(finished):
+    scores = finished.game.scores
+    assert [score.step for score in scores] == [0, 3, 6]
+    for name in ("pointing_game", "energy_inside"):
+        expected = [(score.step, pytest.approx(getattr(score, name))) for score in scores]
+        assert finished.events.scalars[f"demo/{name}"] == expected
 
 
-def test_the_pointing_game_leaves_the_same_bits(tmp_path):
+def test_what_the_demo_attaches_leaves_the_same_bits(finished, tmp_path):
     _, alone = fit(tmp_path, [])
-    _, watched = fit(tmp_path, [PointingGame(images=8)])
     for name, value in alone.state_dict().items():
-        assert torch.equal(value, watched.state_dict()[name]), name
+        assert torch.equal(value, finished.model.state_dict()[name]), name
 
 
 def test_the_pointing_game_needs_boxes(tmp_path):
@@ -306,32 +321,23 @@ def test_the_pointing_game_needs_boxes(tmp_path):
 # report
 
 
-def test_the_report_names_the_run_the_command_and_the_numbers(tmp_path, capsys):
-    game = PointingGame(images=8)
-    trainer, _ = fit(tmp_path, [GradCAMCallback(probes=2), game, RunReport()], epochs=1)
-    text = capsys.readouterr().out
-    folder = tmp_path / "demo" / "version_0"
+def test_the_report_names_the_run_the_command_and_the_numbers(finished):
+    game, folder = finished.game, finished.folder
     [panel] = (folder / "gradcam").glob("*.png")
-    assert str(folder) in text
-    assert str(panel) in text
-    assert f"tensorboard --logdir {tmp_path} --samples_per_plugin images=1000" in text
-    assert f"{trainer.callback_metrics['val/accuracy'].item():.1%}" in text
     first, last = game.scores[0], game.scores[-1]
-    for value in (first.pointing_game, last.pointing_game, first.energy_inside, last.energy_inside, game.chance):
-        assert f"{value:.1%}" in text
+    shares = [first.pointing_game, last.pointing_game, first.energy_inside, last.energy_inside, game.chance]
+    shares.append(finished.trainer.callback_metrics["val/accuracy"].item())
+    command = f"tensorboard --logdir {folder.parents[1]} --samples_per_plugin images=1000"
+    for words in (str(folder), str(panel), command, *(f"{share:.1%}" for share in shares)):
+        assert words in finished.printed
 
 
-def test_the_last_panel_is_the_one_in_the_event_file(tmp_path):
-    fit(tmp_path, [GradCAMCallback(probes=2), RunReport()])
-    folder = tmp_path / "demo" / "version_0"
-    events = EventAccumulator(str(folder), size_guidance={"images": 0})
-    events.Reload()
-    [tag] = [tag for tag in events.Tags()["images"] if tag.startswith("gradcam/")]
-    written = [event.encoded_image_string for event in events.Images(tag)]
-    assert len(written) == 2
-    [path] = save_last_panels(folder)
-    assert path.read_bytes() == written[-1] != written[0]
-    assert path == folder / f"{tag}.png"
+def test_the_last_panel_is_the_one_in_the_event_file(finished):
+    [(tag, panels)] = finished.events.images.items()
+    assert len(panels) == 2
+    [path] = save_last_panels(finished.folder)
+    assert path == finished.folder / f"{tag}.png"
+    assert path.read_bytes() == panels[-1][1] != panels[0][1]
     Image.open(path).verify()
 
 

@@ -18,11 +18,10 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
 from torch import nn
 
-from gradcam_callback import Cause, GradCAMCallback
-from gradcam_callback.pages import PAGE as DOCS
+from gradcam_callback import Cause, GradCAMCallback, pages
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / DOCS.rpartition("/")[2]
+PAGE = ROOT / pages.PAGE
 SHOWN = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKED = [*SHOWN, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 LANGUAGES = {"python", "yaml", "bash", "text", "json", "toml"}
@@ -217,9 +216,16 @@ def test_every_cause_has_its_section_and_nothing_else_has() -> None:
     assert sorted(slugs) == sorted(cause.value for cause in Cause)
 
 
-def test_the_contents_list_every_cause_in_order() -> None:
+def test_the_contents_list_every_cause_and_alert_in_order() -> None:
     rows = re.findall(r"^\| \[`(\w+)`\]\(#(\w+)\)", PAGE.read_text(), flags=re.MULTILINE)
-    assert rows == [(heading, heading) for heading in CAUSES]
+    headings = re.findall(r"^###? ([a-z_]+)$", PAGE.read_text(), flags=re.MULTILINE)
+    assert rows == [(heading, heading) for heading in headings]
+
+
+def test_the_alerts_of_the_readme_are_those_of_the_page() -> None:
+    cells = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    named = [name for cell in cells for name in re.findall(r"\w+", cell)]
+    assert sorted(named) == sorted(pages.contents())
 
 
 @pytest.mark.parametrize("cause", list(Cause), ids=str)

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from models import Classifier, loader
 
-from gradcam_callback import pages
+from gradcam_callback import Diagnosis, GradCAMCallback, pages
 from gradcam_callback.cli import main
 from gradcam_callback.demo.classifier import ImageClassifier
 from gradcam_callback.demo.networks import ResidualNetwork
+from gradcam_callback.doctor import examine
 
 pytestmark = pytest.mark.usefixtures("one_thread", "few_digits")
 
@@ -43,7 +45,7 @@ def of_config(config: str, *more: str) -> list[str]:
 def test_a_healthy_model(tmp_path, capsys):
     assert doctor(*of_config("demo.yaml", "--trainer.devices=2")) == 0  # one is enough for it
     printed = capsys.readouterr().out
-    for words in ("network.stages.3 · predicted, label · healthy", "nn.functional.linear", "alive", "Rescued"):
+    for words in ("network.stages.3 · predicted, label · healthy", "nn.functional.linear", "alive", "under no_grad"):
         assert words in printed
     assert printed.rstrip().endswith("Every gradient is there.")
     assert list(tmp_path.iterdir()) == []  # nothing is written
@@ -108,6 +110,24 @@ def test_any_other_failure_ends_with_two_and_its_traceback(monkeypatch, capsys):
 def test_a_model_that_raises_is_a_null(capsys):
     assert doctor(*of_config("demo.yaml", "--model.init_args.network.init_args.in_channels=3")) == 1
     assert "forward_failed" in capsys.readouterr().out
+
+
+class AfterTwoBatches(GradCAMCallback):
+    """Has its probes when the second batch begins."""
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        assert batch_idx < 2
+        self.probes = batch if batch_idx else None
+
+    def diagnose(self, trainer, pl_module):
+        assert [len(entry) for entry in self.probes] == [8, 8]
+        return [("predicted", Diagnosis("layer", None, None, (), (), (), "", ""))]
+
+
+def test_batches_are_read_until_the_callbacks_have_their_probes():
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    [report] = examine(trainer, [AfterTwoBatches()], Classifier(), loader(24))
+    assert report.diagnosis.layer == "layer"
 
 
 # A program

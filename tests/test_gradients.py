@@ -19,10 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from gradcam_callback import compute_cam
 from gradcam_callback.engine.capture import Recording, recorded
+from gradcam_callback.engine.forward import inference_as_no_grad
 from gradcam_callback.engine.gradients import LayerGradient, differentiate
-from gradcam_callback.engine.in_place import guarded
 from gradcam_callback.engine.layouts import CHANNELS_FIRST
-from gradcam_callback.engine.process_state import checkpoints_bypassed, inference_as_no_grad
+from gradcam_callback.engine.replica import isolated
 
 
 class Apply(nn.Module):
@@ -42,9 +42,8 @@ def double() -> Apply:
 
 @contextmanager
 def recording(**layers: nn.Module) -> Iterator[dict[str, Recording]]:
-    """`recorded`, with gradients on, at layers in eval mode that require none."""
-    inside = (torch.enable_grad(), checkpoints_bypassed(), guarded([*layers.values()]))
-    with inside[0], inside[1], inside[2], recorded(layers, CHANNELS_FIRST.find_activation) as recordings:
+    """`recorded`, on a model of these layers that is isolated."""
+    with isolated(nn.ModuleDict(layers)), recorded(layers, CHANNELS_FIRST.find_activation) as recordings:
         yield recordings
 
 
@@ -345,7 +344,7 @@ def test_a_layer_that_ends_an_inference_mode_block_may_be_changed_in_place_behin
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("closed", [False, True])
 def test_a_layer_in_a_checkpointed_block_is_differentiated(maps: Tensor, reentrant: bool, closed: bool) -> None:
-    """Backward runs forward again there, and with it the layer's hook; or the wall keeps it from happening."""
+    """Backward runs forward again there, and with it the layer's hook; or isolation keeps it from happening."""
     layer, other = double(), double()
     with recording(layer=layer, other=other) as recordings:
         behind = checkpoint(lambda x: layer(x) ** 2 * 3, maps, use_reentrant=reentrant)
@@ -563,9 +562,7 @@ def test_hooks_are_gone_when_the_model_raises(maps: Tensor) -> None:
 
 def test_no_grad_is_left_on_a_parameter() -> None:
     layer, head = nn.Conv2d(1, 2, 1), nn.Linear(2, 1)
-    with recorded(
-        {"layer": layer}, CHANNELS_FIRST.find_activation
-    ) as recordings:  # without the wall: both are trainable
+    with recorded({"layer": layer}, CHANNELS_FIRST.find_activation) as recordings:  # not isolated: both are trainable
         scores = head(layer(torch.ones(2, 1, 2, 2)).mean((2, 3)))[:, 0]
         found = differentiate(scores, recordings)["layer"]
     torch.testing.assert_close(found.gradient, (head.weight / 4).view(1, 2, 1, 1).expand(2, 2, 2, 2).detach())
@@ -613,13 +610,11 @@ def test_what_was_found_holds_no_graph(maps: Tensor) -> None:
 
 
 def test_nothing_is_recorded_before_the_layer(maps: Tensor) -> None:
-    stem, layer, histories = nn.Conv2d(1, 1, 1), double(), []
-    stem.register_forward_hook(lambda _module, _args, output: histories.append(output.grad_fn))
-    with recording(layer=layer, beside=stem) as recordings:
-        del recordings["beside"]
-    with guarded([stem]), recorded({"layer": layer}, CHANNELS_FIRST.find_activation) as recordings:
-        differentiate(total(layer(stem(maps))), recordings)
-    assert histories == [None]
+    layer = double()
+    with isolated(nn.Conv2d(1, 1, 1)) as stem, recorded({"layer": layer}, CHANNELS_FIRST.find_activation) as recordings:
+        before = stem.model(maps)
+        assert differentiate(total(layer(before)), recordings)["layer"].gradient is not None
+    assert before.grad_fn is None
 
 
 # A layer that returns its own input

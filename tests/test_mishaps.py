@@ -1,9 +1,9 @@
-"""Whatever goes wrong in our own house, or on the disk, becomes an alert, and the training ends in the same bits."""
+"""Whatever goes wrong in our own code, or on the disk, becomes an alert, and the training ends in the same bits."""
 
 from __future__ import annotations
 
 import errno
-import importlib
+import importlib.util
 import inspect
 import threading
 import warnings
@@ -18,7 +18,7 @@ from models import UNPICKLE, Classifier, detached
 from recorder import LAYER, MIDDLE, Case, Data, Training, cb, differences, one, train
 
 from gradcam_callback import GradCAMCallback
-from gradcam_callback.reporting import sinks as events
+from gradcam_callback.reporting.sinks.tensorboard import TensorBoardSink
 
 # The model's gradient is lost, so that reasons are looked for, maps are drawn across the cut, and there are alerts.
 CASE = Case(detached, settings=MIDDLE)
@@ -40,7 +40,7 @@ def trained_as(without: Training, folder: Path, callback: GradCAMCallback, case:
     return [*(alert.message for alert in callback.alerts), *(str(warning.message) for warning in caught)]
 
 
-# In our own house
+# In our own code
 
 
 def _raise(*args: Any, **kwargs: Any) -> Any:
@@ -49,8 +49,11 @@ def _raise(*args: Any, **kwargs: Any) -> Any:
 
 def sabotage(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     """Let a function or a method of ours raise, for whoever calls it, by whatever name they imported it."""
-    module, *names = place.split(".")
-    owner: Any = importlib.import_module(f"gradcam_callback.{module}")
+    names = place.split(".")
+    path = f"gradcam_callback.{names.pop(0)}"
+    while importlib.util.find_spec(path).submodule_search_locations is not None:  # type: ignore[union-attr]
+        path += f".{names.pop(0)}"
+    owner: Any = importlib.import_module(path)
     for name in names[:-1]:
         owner = getattr(owner, name)
     function = inspect.unwrap(getattr(owner, names[-1]))  # out of a context manager's wrapping
@@ -72,70 +75,75 @@ class Saboteur(Callback):
 
 
 PLACES = [
-    "alerts.Alert.as_markdown",
-    "alerts.Alert.as_record",
-    "alerts.AlertTracker.state",
-    "alerts.AlertTracker.update",
-    "alerts.find_nulls",
-    "diagnosis.diagnose",
-    "events.BackgroundWriter.__init__",
-    "events.BackgroundWriter.close",
-    "events.BackgroundWriter.image",
-    "events.BackgroundWriter.take_outcome",
-    "events.BackgroundWriter.text",
-    "events.TensorBoardSink.__init__",
-    "events.TensorBoardSink.flush",
-    "events.TensorBoardSink.image",
-    "events.TensorBoardSink.text",
-    "events.append_records",
-    "evidence.locate",
-    "explain.explain",
-    "generators.sealed",
-    "gradients.differentiate",
-    "gradients.recorded",
-    "health.examine",
-    "health.judge",
-    "isolation.isolated",
-    "journal.AlertReporter.close",
-    "journal.AlertReporter.note",
-    "journal.AlertReporter.open",
-    "journal.AlertReporter.panels",
-    "journal.AlertReporter.say",
-    "layers.find_activation",
-    "layers.find_layers",
-    "methods.gradcam",
-    "observer.ProbePass.look",
-    "observer.ProbePass.settle",
-    "panels.draw",
-    "picture.compose",
-    "picture.displayable",
-    "picture.overlays",
-    "probes.ValidationProbes.capture",
-    "records.CAMResult.__init__",
-    "records.ProbeSet.__init__",
-    "targets.find_logits",
-    "targets.predict",
-    "tracing.Tracer.begin",
-    "wording.message",
+    "diagnosis.diagnoser.diagnose",
+    "diagnosis.messages.message",
+    "diagnosis.source.locate",
+    "diagnosis.tracer.Tracer.begin",
+    "engine.capture.recorded",
+    "engine.copying.structure.StructureCopier.finished",
+    "engine.device_results.judge",
+    "engine.explain.explain",
+    "engine.forward.forward_pass",
+    "engine.gradients.differentiate",
+    "engine.health.examine",
+    "engine.layers.find_layers",
+    "engine.methods.gradcam",
+    "engine.replica.isolated",
+    "execution.probe_pass.ProbePass.resolve",
+    "execution.probe_pass.ProbePass.run",
+    "probe_capture.ProbeCapture.add",
+    "probe_capture.ProbeCapture.finish",
+    "probe_capture.ProbeCapture.start",
+    "probes.probe_set.ProbeSet.__init__",
+    "probes.validation.ValidationProbes.start",
+    "reporting.alert_reporter.AlertReporter.close",
+    "reporting.alert_reporter.AlertReporter.open",
+    "reporting.alert_reporter.AlertReporter.publish",
+    "reporting.alert_reporter.AlertReporter.record",
+    "reporting.alerts.Alert.as_markdown",
+    "reporting.alerts.Alert.as_record",
+    "reporting.alerts.AlertTracker.update",
+    "reporting.findings.find_nulls",
+    "reporting.panels.PanelRenderer.panels",
+    "reporting.panels.PanelRenderer.render",
+    "reporting.rendering.composition.compose",
+    "reporting.rendering.tiles.overlays",
+    "reporting.sinks.files.AlertFile.write",
+    "reporting.sinks.room.ensure_room",
+    "reporting.sinks.tensorboard.TensorBoardSink.__init__",
+    "reporting.sinks.tensorboard.TensorBoardSink.flush",
+    "reporting.sinks.tensorboard.TensorBoardSink.write",
+    "reporting.writer.BackgroundWriter.__init__",
+    "reporting.writer.BackgroundWriter.close",
+    "reporting.writer.BackgroundWriter.submit",
+    "results.CAMResult.__init__",
+    "run_reporter.RunReporter.open",
+    "session.Session.collect",
+    "session.Session.probe",
+    "settings.Memory.state_dict",
+    "trainer_context.log_scalars",
+    "trainer_context.replica_options",
 ]
-# A reason that is known is not looked for again, probes are captured once, and a run is opened once.
+# A cause that is known is not looked for again, probes are captured once, a run is opened once, and what is wrong is
+# written once.
 ONCE = {
-    "diagnosis.diagnose",
-    "events.BackgroundWriter.__init__",
-    "events.TensorBoardSink.__init__",
-    "evidence.locate",
-    "generators.sealed",
-    "journal.AlertReporter.open",
-    "observer.ProbePass.settle",
-    "probes.ValidationProbes.capture",
-    "records.ProbeSet.__init__",
-    "wording.message",
-    # What is wrong is told once, too, and is known by then.
-    "alerts.Alert.as_markdown",
-    "alerts.Alert.as_record",
-    "events.BackgroundWriter.text",
-    "events.TensorBoardSink.text",
-    "events.append_records",
+    "diagnosis.diagnoser.diagnose",
+    "diagnosis.messages.message",
+    "diagnosis.source.locate",
+    "diagnosis.tracer.Tracer.begin",
+    "execution.probe_pass.ProbePass.resolve",
+    "probe_capture.ProbeCapture.add",
+    "probe_capture.ProbeCapture.finish",
+    "probe_capture.ProbeCapture.start",
+    "probes.probe_set.ProbeSet.__init__",
+    "probes.validation.ValidationProbes.start",
+    "reporting.alert_reporter.AlertReporter.open",
+    "reporting.alerts.Alert.as_markdown",
+    "reporting.alerts.Alert.as_record",
+    "reporting.sinks.files.AlertFile.write",
+    "reporting.sinks.tensorboard.TensorBoardSink.__init__",
+    "reporting.writer.BackgroundWriter.__init__",
+    "run_reporter.RunReporter.open",
 }
 
 
@@ -175,7 +183,7 @@ def trained_as_or_closed(without: Training, folder: Path, callback: GradCAMCallb
 
 def _end(thread: threading.Thread) -> None:
     work = thread._target  # type: ignore[attr-defined]
-    work.__self__._jobs.put(None)
+    work.__self__._reports.put(None)
     thread.join(10)
 
 
@@ -192,7 +200,7 @@ def test_where_warnings_are_errors_training_goes_on(tmp_path: Path, without: Tra
 
 def test_a_failure_of_auto_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: Training) -> None:
     with monkeypatch.context() as patch:
-        sabotage(patch, "explain.choose_layer")
+        sabotage(patch, "engine.auto.choose_layer")
         said = trained_as(without, tmp_path, cb("auto"))
 
     assert any(WORD in text for text in said), said
@@ -210,7 +218,7 @@ def test_alerts_that_cannot_be_loaded_are_said(
     case, [callback] = replace(CASE, do=go_on), one()
     resumed = train(case, tmp_path / "resumed without")
     with monkeypatch.context() as patch:
-        sabotage(patch, "alerts.AlertTracker.load")
+        sabotage(patch, "reporting.alerts.AlertTracker.load")
         said = trained_as(resumed, tmp_path / "resumed with", callback, case)
 
     assert any(WORD in text for text in said), said
@@ -226,11 +234,11 @@ class Full:
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("method", ["image", "text", "flush"])
+@pytest.mark.parametrize("method", ["write", "flush"])
 def test_a_full_disk_is_an_alert(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: Training, method: str
 ) -> None:
-    monkeypatch.setattr(events.TensorBoardSink, method, Full())
+    monkeypatch.setattr(TensorBoardSink, method, Full())
     [callback] = one()
     said = trained_as(without, tmp_path, callback)
 
@@ -261,8 +269,8 @@ def test_a_folder_that_cannot_be_written_is_an_alert(tmp_path: Path) -> None:
     without = train(case, tmp_path / "without")
     said = trained_as(without, tmp_path / "with", callback, case)
 
-    assert any("alerts could not be written" in text for text in said), said
-    assert "writing_failed" in [str(alert.cause) for alert in callback.alerts]
+    assert any("There is no place to write to: NotADirectoryError" in text for text in said), said
+    assert [str(alert.cause) for alert in callback.alerts] == ["writing_failed", "detached"]
 
 
 class Closing(Callback):
@@ -306,8 +314,8 @@ def test_a_writer_that_is_closed_behind_our_back_is_an_alert(
         def flush(self) -> None:
             raise OSError("Writer is closed")
 
-    sink = events.TensorBoardSink.__init__
-    monkeypatch.setattr(events.TensorBoardSink, "__init__", lambda self, _experiment: sink(self, Closed()))
+    sink = TensorBoardSink.__init__
+    monkeypatch.setattr(TensorBoardSink, "__init__", lambda self, _experiment: sink(self, Closed()))
     [callback] = one()
     said = trained_as(without, tmp_path, callback)
 
@@ -338,7 +346,7 @@ def test_a_job_that_ends_its_thread_does_not_hang_the_run(
     def leave(*args: Any, **kwargs: Any) -> None:
         raise SystemExit("out of here")
 
-    monkeypatch.setattr(events.TensorBoardSink, "image", leave)
+    monkeypatch.setattr(TensorBoardSink, "write", leave)
     [callback] = one()
     said = trained_as(without, tmp_path, callback)
 

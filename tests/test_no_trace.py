@@ -639,7 +639,7 @@ def test_tuning_does_not_carry_the_probes_of_an_earlier_training_over(tmp_path: 
 
     assert callback.probes is not None
     assert callback.probes.indices == (0, 1)
-    assert [str(alert.cause) for alert in callback.alerts] == ["fewer_probes"]
+    assert callback.alerts == []
 
 
 # Going on
@@ -666,7 +666,8 @@ def test_a_training_resumed_in_the_middle_of_an_epoch(tmp_path: Path, case: str)
     without = resumed("resumed without", tmp_path / "without" / "kept" / middle, [])
     assert differences(without, resumed("resumed with", tmp_path / "with" / "kept" / middle, [callback])) == []
     assert callback.last_result is not None
-    assert callback.alerts == []
+    # The validation is shuffled and augmented: at the same positions there are other images now.
+    assert [str(alert.cause) for alert in callback.alerts] in ([], ["probes_changed"])
     # And a checkpoint of the one is good for the other.
     assert differences(without, resumed("now without", tmp_path / "with" / "kept" / middle, [])) == []
     assert differences(without, resumed("now with", tmp_path / "without" / "kept" / middle, one())) == []

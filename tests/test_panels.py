@@ -215,16 +215,16 @@ def test_a_null_does_not_touch_the_scale_of_the_others() -> None:
 def test_each_map_stands_in_its_own_layer_and_column() -> None:
     """Two layers of different sizes, two targets: four maps, each hot in another corner."""
 
-    def hot(size: tuple[int, int], corner: tuple[int, int]) -> Tensor:
+    def hot(size: tuple[int, int], corner: tuple[int, int], peak: float) -> Tensor:
         maps = torch.zeros(2, *size)
-        maps[:, corner[0], corner[1]] = 1.0
+        maps[:, corner[0], corner[1]] = peak
         return maps
 
     health = {"a": verdict(OK, OK), "b": verdict(OK, NONE)}
     first = replace(
-        cam_result(verdict(OK, OK)), cams={"a": hot((4, 4), (0, 0)), "b": hot((9, 7), (0, -1))}, health=health
+        cam_result(verdict(OK, OK)), cams={"a": hot((4, 4), (0, 0), 1), "b": hot((9, 7), (0, -1), 2)}, health=health
     )
-    second = replace(first, cams={"a": hot((4, 4), (-1, 0)), "b": hot((9, 7), (-1, -1))})
+    second = replace(first, cams={"a": hot((4, 4), (-1, 0), 3), "b": hot((9, 7), (-1, -1), 4)})
     pages = pages_of([first, second], ["predicted", "ant"], style=replace(STYLE, opacity=1.0))
     panels = {layer: panel for layer, [panel] in pages.items()}
 
@@ -233,6 +233,8 @@ def test_each_map_stands_in_its_own_layer_and_column() -> None:
     hottest = colormap_table("turbo")[255]
     for layer, column, corner in (("a", 0, (0, 0)), ("b", 0, (0, -1)), ("a", 1, (-1, 0)), ("b", 1, (-1, -1))):
         assert (panels[layer].columns[column].overlays[0][corner] == hottest).all(), (layer, column)
+    peaks = [column.peaks[0].item() for layer in "ab" for column in panels[layer].columns]
+    assert peaks == [1, 3, 2, 4]
     assert panels["a"].columns[0].verdicts == (None, None)
     assert panels["b"].columns[0].verdicts == (None, "no gradient")
 
@@ -353,10 +355,9 @@ def test_drawing_never_waits_for_the_device() -> None:
 
 def test_the_panel_says_which_call_of_how_many() -> None:
     def called(name: str, calls: int, call: int) -> str:
+        health = {name: replace(verdict(OK, OK), calls=calls, call=call)}
         result = cam_result(verdict(OK, OK))
-        [panel] = pages_of(
-            [replace(result, cams={name: result.cams[LAYER]}, health={name: result.health[LAYER]})], ["predicted"]
-        )[name]
+        [panel] = pages_of([replace(result, cams={name: result.cams[LAYER]}, health=health)], ["predicted"])[name]
         return panel.title.splitlines()[0]
 
     assert called("head", 3, 2) == "head#2 of calls #0 to #2"

@@ -1,4 +1,4 @@
-"""The observer: reasons are asked for when the picture of health changes, and maps are drawn across cuts."""
+"""A probe pass: its stages, when it asks for causes, and maps across cuts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from torch import Tensor, nn
 
 from gradcam_callback import Cause, compute_cam
 from gradcam_callback.diagnosis import diagnoser as diagnosis
+from gradcam_callback.engine import auto, explain
+from gradcam_callback.engine.device_results import DeviceResults
+from gradcam_callback.engine.replica import Replica, ReplicaOptions
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.execution.probe_pass import ProbePass
 
 
 class Switchable(nn.Module):
     """Detaches the first `cut` samples behind `stem`; goes through NumPy behind `stage` where `numpy` says so."""
+
+    passes = 0  # of all of them, replicas as well
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,6 +29,7 @@ class Switchable(nn.Module):
         self.cut, self.numpy = 0, False
 
     def forward(self, images: Tensor) -> Tensor:
+        Switchable.passes += 1
         maps = self.stem(images).relu()
         maps = torch.cat([maps[: self.cut].detach(), maps[self.cut :]])
         maps = self.stage(maps).relu()
@@ -55,12 +61,12 @@ def probe_pass(*layers: str, bridge: bool = True) -> ProbePass:
     return ProbePass(CAMRequest.of(layers or "stem"), bridge)
 
 
-def test_a_healthy_look_asks_for_no_reason(images: Tensor, asked: list[str]) -> None:
+def test_a_healthy_pass_asks_for_no_cause(images: Tensor, asked: list[str]) -> None:
     seen = probe_pass("stem", "stage").run(Switchable(), images, ["predicted"])
     assert (seen.diagnoses, asked) == ({}, [])
 
 
-def test_reasons_are_asked_for_again_only_when_health_changes(images: Tensor, asked: list[str]) -> None:
+def test_causes_are_asked_for_again_only_when_health_changes(images: Tensor, asked: list[str]) -> None:
     model, watcher = Switchable(), probe_pass("stem", "stage")
     for cut, total in ((3, 1), (3, 1), (1, 2), (1, 2), (0, 2), (3, 3)):
         model.cut = cut
@@ -134,9 +140,101 @@ def test_all_targets_cross_a_cut_in_one_pass(images: Tensor) -> None:
     whole = [compute_cam(model, images, "stem", target=target).cams["stem"] for target in (0, 2)]
     model.cut = 3
     watcher.run(model, images, [0, 2])  # the reason is known from here on
-    passes: list[int] = []
-    model.register_forward_hook(lambda *_: passes.append(1))
+    Switchable.passes = 0
     seen = watcher.run(model, images, [0, 2])
-    assert len(passes) == 2  # the look itself, and the one across the cut
+    assert Switchable.passes == 2  # the pass itself, and the one across the cut
     for result, expected in zip(seen.results, whole, strict=True):
         torch.testing.assert_close(result.cams["stem"], expected, rtol=1e-5, atol=0)
+
+
+# Stages
+
+
+def as_drawn(results: DeviceResults) -> list[Tensor]:
+    """Something of each kind that there is to draw."""
+    return [maps for result in results.by_target for maps in result.cams.values()] + [results.by_target[0].targets]
+
+
+@pytest.mark.parametrize("portion", [None, 2])
+@pytest.mark.parametrize("cut", [0, 1, 3])
+def test_what_is_rendered_are_the_final_maps_of_all_samples(images: Tensor, portion: int | None, cut: int) -> None:
+    model, watcher = Switchable(), probe_pass("stem", "stage")
+    model.cut, watcher._slices.size = cut, portion
+    seen = watcher.run(model, images, [[0, 1, 2], 3], as_drawn)
+    *maps, targets = seen.rendered
+    final = [cam for result in seen.results for cam in result.cams.values()]
+    for drawn, cam in zip(maps, final, strict=True):
+        assert torch.equal(drawn, cam)
+        assert drawn.isfinite().all()  # across the cut
+    assert targets.tolist() == seen.results[0].targets.tolist() == [0, 1, 2]
+    assert (seen.render_failure, seen.portion) == (None, portion)
+
+
+def test_slices_change_nothing(images: Tensor) -> None:
+    whole = probe_pass("stem", "stage").run(Switchable(), images, [[0, 1, 2]])
+    sliced = probe_pass("stem", "stage")
+    sliced._slices.size = 2
+    [expected], [result] = whole.results, sliced.run(Switchable(), images, [[0, 1, 2]]).results
+    for layer, maps in expected.cams.items():
+        torch.testing.assert_close(result.cams[layer], maps)
+        torch.testing.assert_close(result.health[layer].gradient_norm, expected.health[layer].gradient_norm)
+        assert result.health[layer].state == expected.health[layer].state
+    torch.testing.assert_close(result.probabilities, expected.probabilities)
+
+
+def test_what_cannot_be_rendered_leaves_the_results(images: Tensor) -> None:
+    def fail(_: DeviceResults) -> list[Tensor]:
+        raise ValueError("no paint")
+
+    seen = probe_pass().run(Switchable(), images, ["predicted"], fail)
+    assert str(seen.render_failure) == "no paint"
+    assert seen.rendered == ()
+    assert seen.results[0].health["stem"].state == ("ok",) * 3
+
+
+# Weights that forward writes to
+
+
+@pytest.fixture
+def modified(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Replica, "modified_weights", lambda _: ("stem.weight", "stage.bias"))
+
+
+@pytest.mark.usefixtures("modified")
+@pytest.mark.parametrize("portion", [None, 1])
+def test_weights_that_were_written_to_are_in_the_result(images: Tensor, portion: int | None) -> None:
+    watcher = probe_pass()
+    watcher._slices.size = portion
+    assert watcher.run(Switchable(), images, ["predicted"]).modified_weights == ("stem.weight", "stage.bias")
+
+
+@pytest.mark.usefixtures("modified")
+def test_compute_cam_warns_of_weights_that_were_written_to(images: Tensor) -> None:
+    with pytest.warns(UserWarning, match=r"'stem\.weight', 'stage\.bias' \(in 'stem', 'stage'\)") as caught:
+        compute_cam(Switchable(), images, "stem")
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+# Options of the replica
+
+
+def test_each_pass_is_told_how_the_replica_is_made(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the choice of "auto", the diagnosis and what goes across a cut."""
+    told: list[ReplicaOptions] = []
+    for module in (auto, explain):
+        original = module.run_in_replica
+        monkeypatch.setattr(
+            module,
+            "run_in_replica",
+            lambda model, job, options, original=original: (told.append(options), original(model, job, options))[1],
+        )
+    isolated = diagnosis.isolated
+    monkeypatch.setattr(diagnosis, "isolated", lambda *given: (told.append(given[1]), isolated(*given))[1])
+    model, options = Switchable(), ReplicaOptions()
+    model.cut = 3
+    watcher = ProbePass(CAMRequest.of("stem"), replica_options=options)
+    watcher.run(model, images, ["predicted"])
+    chooser = ProbePass(CAMRequest.of(), replica_options=options)
+    chooser.select_auto(model, images)
+    assert len(told) >= 5
+    assert all(given is options for given in told)

@@ -92,7 +92,7 @@ def test_probes_are_shared_out_and_gathered_in_their_order(ddp: Stage) -> None:
         assert seen["images"].equal(torch.stack([Spots()[index][0] for index in range(5)]))
         assert_relative_error(seen["cams"][LAYER], on_one_process(seen))
         assert seen["states"] == ["ok"] * 5
-    # A rehearsal and two looks; between them two training and two validation batches each.
+    # A dry run and two passes; between them two training and two validation batches each.
     assert first["seen"] == [2, *[8] * 4, 2, *[8] * 4, 2]
     assert second["seen"] == [3, *[8] * 4, 3, *[8] * 4, 3]
 
@@ -221,7 +221,7 @@ def test_a_sharded_model_that_raises_goes_on_training(fsdp: Stage) -> None:
         assert seen["alerts"] == [("raised", "forward", "forward_failed", 0)]
 
 
-# The room itself
+# The processes by themselves
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 16])
@@ -233,7 +233,7 @@ def test_shares_are_neighbours_and_cover_everything_once(count: int, size: int) 
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_in_lockstep_everyone_takes_all() -> None:
+def test_of_a_sharded_model_everyone_takes_all() -> None:
     assert list(range(5))[ProcessGroup(1, 2, sharded=True).share(5)] == [0, 1, 2, 3, 4]
 
 

@@ -79,8 +79,10 @@ def folders(tmp_path: Path, kind: str) -> tuple[str, Any]:
     """A folder, and the file system that it is on."""
     if kind == "disk":
         return str(tmp_path / "run"), fsspec.filesystem("file")
-    fsspec.filesystem("memory").store.clear()
-    return "memory://bucket/run", fsspec.filesystem("memory")
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    memory.pseudo_dirs[:] = [""]
+    return "memory://bucket/run", memory
 
 
 @pytest.mark.parametrize("kind", ["disk", "memory"])
@@ -168,6 +170,16 @@ def test_each_run_has_a_folder_of_its_own(tmp_path: Path, kind: str) -> None:
     assert run_folder(f"{folder}/") == f"{folder}/gradcam_logs/version_8"
     assert run_folder(folder, "my project", "../x1") == f"{folder}/my%20project/..%2Fx1"
     assert run_folder(folder, None, 3) == f"{folder}/3"
+
+
+def test_an_object_store_has_no_folders_and_runs_are_told_apart_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, system = folders(tmp_path, "memory")
+    monkeypatch.setattr(type(system), "makedirs", lambda *args, **options: None)
+    first = run_folder(folder)
+    system.pipe_file(f"{first}/gradcam/alerts.jsonl", b"")
+    assert (first, run_folder(folder)) == tuple(f"{folder}/gradcam_logs/version_{n}" for n in (0, 1))
 
 
 def test_a_folder_that_another_run_makes_meanwhile_is_not_shared(

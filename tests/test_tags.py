@@ -44,6 +44,8 @@ NAMES += [
     "a/page_2/page_2",
     "layer/a%2Fpage",
     "layer/layer%2Fa",
+    "layer/a%2Fb",
+    "layer/a/b",
     "a%2Fpage",
     "",
     "a\n",

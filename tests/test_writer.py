@@ -52,10 +52,11 @@ class Listing:
         self.name, self.bad, self.gate = name, bad, gate
         self.seen: list[Any] = []
         self.threads: set[str] = set()
+        self.in_time: list[bool] = []
 
     def write(self, report: Report) -> None:
         if self.gate is not None:
-            self.gate.wait(5)
+            self.in_time.append(self.gate.wait(5))
         self.threads.add(threading.current_thread().name)
         tags = [*report.panels, *(["alerts"] if report.alerts else [])]
         if any(tag in self.bad for tag in tags):

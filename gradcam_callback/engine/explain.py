@@ -155,7 +155,7 @@ class _Pass:
                     return None
                 found = {name: self._examine(name, pair, scores.values) for name, pair in pairs.items()}
                 results.append(TargetResult.of(scores, found))
-        height, width = self.inputs.shape[2:]
+        height, width = self.inputs.shape[-2:]
         return DeviceResults(tuple(results), (height, width))
 
     def run_apart(self) -> DeviceResults:
@@ -207,7 +207,7 @@ class _Pass:
                 return health.missing(None, scores, Cause.LAYER_NOT_CALLED, _not_called(name, pair.calls))
             return _unsupported(name, scores, f"{describe_output(pair.unusable_output)}: no maps (N, K, h, w).")
         activation = layout.to_maps(pair.activation)
-        height, width = self.inputs.shape[2:]
+        height, width = self.inputs.shape[-2:]
         doubt = layout.doubt(self.layers[name], activation, (height, width))
         if doubt:
             shape = tuple(pair.activation.shape)

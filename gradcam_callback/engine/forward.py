@@ -43,9 +43,10 @@ def prepared(inputs: Any, model: nn.Module) -> Tensor:
     """
     if not isinstance(inputs, Tensor):
         raise TypeError(f"The inputs are a tensor (N, C, H, W); given: {type(inputs).__name__}.")
-    if inputs.ndim != 4 or len(inputs) == 0:
+    if inputs.ndim not in (3, 4) or len(inputs) == 0:
         raise BadInputError(
-            f"The inputs are a tensor (N, C, H, W) with at least one image; given: {tuple(inputs.shape)}."
+            "The inputs are a tensor (N, C, H, W), or (N, H, W) for a model that takes images without a channel axis, "
+            f"with at least one image; given: {tuple(inputs.shape)}."
         )
     anchor = next(model.parameters(), next(model.buffers(), inputs))
     return inputs.detach().to(anchor.device)

@@ -28,7 +28,7 @@ def guarded(modules: Sequence[nn.Module]) -> Iterator[None]:
     forward sets, hooks that it registers, what containers hold; and, in versions of torch without
     `FSDPModule.reset_iter_state`, where FSDP2 was when the model raised.
     """
-    with _resharded(_fully_sharded(modules)), _buffers_kept(modules), _modes_kept(modules), _flags_kept(modules):
+    with _resharded(modules), _buffers_kept(modules), _modes_kept(modules), _flags_kept(modules):
         yield
 
 
@@ -38,28 +38,25 @@ def _fully_sharded(modules: Sequence[nn.Module]) -> list[Any]:
 
 
 @contextmanager
-def _resharded(modules: Sequence[Any]) -> Iterator[None]:
+def _resharded(modules: Sequence[nn.Module]) -> Iterator[None]:
     """FSDP2 swaps parameters between shards and wholes. What is put back are the shards, so those have to be there."""
-    for module in modules:
+    sharded = _fully_sharded(modules)
+    for module in sharded:
         module.reshard()
+    gradients = [(parameter, parameter.grad) for parameter in _parameters(modules)]
     try:
         yield
     except BaseException:
-        _forget_pass(modules)
+        # Have FSDP2 begin anew: it would go on in the middle of the pass that an error ended. It drops gradients, too.
+        for module in sharded:
+            with suppress(RuntimeError, AttributeError):  # the outermost alone can, and not in each version of torch
+                module.reset_iter_state()
         raise
     finally:
-        for module in modules:
+        for module in sharded:
             module.reshard()
-
-
-def _forget_pass(modules: Sequence[Any]) -> None:
-    """Have FSDP2 begin anew: it would go on in the middle of the pass that an error ended. It drops gradients, too."""
-    gradients = [(parameter, parameter.grad) for parameter in _parameters(modules)]
-    for module in modules:
-        with suppress(RuntimeError, AttributeError):  # the outermost one alone can, and not in each version of torch
-            module.reset_iter_state()
-    for parameter, gradient in gradients:
-        parameter.grad = gradient
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
 
 
 @contextmanager

@@ -11,6 +11,7 @@ Note [What a replica does not shield]
   names them. An embedding with `max_norm` has a weight of its own in the replica. What is written through `weight.data`
   or NumPy leaves no mark on the version of a tensor, and is not noticed.
 - What is shared because it cannot be copied, or must not be: see Note [What is shared] in `copying.structure`.
+- A model that asks which of its weights require a gradient, and goes on quietly if none does.
 - Sharded models (FSDP2, tensor parallelism), which run in place, under the guard of `in_place`.
 """
 
@@ -33,8 +34,8 @@ __all__ = ["Replica", "ReplicaOptions", "copy_structure", "isolated", "run_in_re
 
 T = TypeVar("T")
 
-# What torch says where a model differentiates with respect to weights that require no gradient.
-_ASKS_FOR_GRADIENTS = re.compile(r"does not require grad|grad requires non-empty inputs")
+# What torch says where a model differentiates with respect to weights, or updates them, and none requires a gradient.
+_ASKS_FOR_GRADIENTS = re.compile(r"does not require grad|grad requires non-empty inputs|empty parameter list")
 
 
 @dataclass(frozen=True)

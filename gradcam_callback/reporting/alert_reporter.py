@@ -80,6 +80,8 @@ class AlertReporter:
         alerts, self._unpublished = self._unpublished, []
         nulls, self._nulls = self._nulls, []
         if self._writer is not None and (panels or alerts):
+            if self._writer.is_full:
+                self.notice("Grad-CAM's panels are written more slowly than they come: the training waits for them.")
             try:
                 self._writer.submit(Report(step, epoch, panels, tuple(alerts), self._alerts_tag))
             except Exception as error:  # the alerts are in the tracker and in the warnings all the same

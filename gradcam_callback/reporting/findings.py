@@ -91,6 +91,23 @@ def hidden_channels(count: int, channels: Sequence[int] | None = None) -> list[F
     return [Finding("channels", CallbackIssue.CHANNELS_HIDDEN, (), (), message, advice)]
 
 
+def classes_differ(names: int, classes: int) -> list[Finding]:
+    """What is wrong where the model does not have as many classes as there are names; empty where it has.
+
+    Args:
+        names: How many names of classes there are.
+        classes: How many classes the model tells apart.
+    """
+    if names == classes:
+        return []
+    message = (
+        f"The model returns {classes} numbers an image, and there are the names of {names} classes. If these numbers "
+        "are no scores of classes (an embedding, say), then neither predictions nor maps of classes mean anything."
+    )
+    advice = "Say with `output` where the scores of the classes are, or give the right `class_names`."
+    return [Finding("classes", CallbackIssue.CLASSES_DIFFER, (), (), message, advice)]
+
+
 def not_written(failures: Sequence[str]) -> Finding:
     """What is wrong where panels or alerts could not be written.
 

@@ -130,8 +130,9 @@ class PanelRenderer:
     def _pages(self) -> Iterator[slice]:
         """Which probes stand on which page."""
         shown = min(len(self.probes), PAGE_PROBES * MOST_PAGES)
-        for start in range(0, shown, PAGE_PROBES):
-            yield slice(start, min(start + PAGE_PROBES, shown))
+        size = math.ceil(shown / math.ceil(shown / PAGE_PROBES))
+        for start in range(0, shown, size):
+            yield slice(start, min(start + size, shown))
 
     def _panel(
         self, title: str, page: slice, inputs: Tensor, captions: CaptionData, columns: Sequence[PanelColumn]

@@ -66,7 +66,7 @@ class Tags:
 def _unmistakable(layer: str) -> str:
     if not _RESERVED.fullmatch(layer):
         return layer
-    return "layer/" + layer.replace("%", "%25").replace("/", "%2F")
+    return "layer/" + layer.replace("/", "%2F")
 
 
 def _numbered(name: str, position: int) -> str:

@@ -14,7 +14,7 @@ from gradcam_callback.reporting.report import Report
 from gradcam_callback.reporting.sinks.sink import Sink
 
 # Reports that may wait. A disk that is slower than the training for long makes the loop wait instead of filling memory.
-_WAITING_REPORTS = 4
+_WAITING_REPORTS = 2
 
 # Pixels of tiles that are composed and encoded in a second, by a slow computer.
 _PIXELS_A_SECOND = 3e6
@@ -55,6 +55,11 @@ class BackgroundWriter:
     def backlog(self) -> float:
         """Roughly how many seconds the reports that wait will take."""
         return self._waiting_pixels / _PIXELS_A_SECOND
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next report has to wait before it can wait."""
+        return self._reports.full()
 
     def submit(self, report: Report) -> None:
         """Write a report, soon."""

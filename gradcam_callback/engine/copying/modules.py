@@ -65,14 +65,15 @@ def registered_modules(module: nn.Module, visited: set[int] | None = None) -> It
 
 
 def _fill_module(copier: StructureCopier, slots: list[Any], module: nn.Module, copied: nn.Module) -> None:
-    held = objects.attributes_of(copied)
+    held, memo = objects.attributes_of(copied), copier.memo
     for name, value in list(objects.attributes_of(module).items()):
         kind = type(value)
         if kind in _PLAIN:
             held[name] = value
-        elif kind in _CONTAINERS and (not value or name in _REGISTERED) and id(value) not in copier.memo:
-            items = [(key, copier.copy(item)) for key, item in value.items()] if value else ()
-            held[name] = copier.remember(value, kind(items))
+        elif kind in _CONTAINERS and not value and id(value) not in memo:
+            held[name] = memo[id(value)] = kind()
+        elif name in _REGISTERED and kind in _CONTAINERS and id(value) not in memo:
+            held[name] = memo[id(value)] = kind((key, copier.copy(item)) for key, item in value.items())
         else:
             held[name] = copier.copy(value)
     if slots:
@@ -101,7 +102,10 @@ def _set_attributes(copier: StructureCopier, attributes: dict[str, Any], held: d
 
 def copy_scripted(copier: StructureCopier, module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     """A scripted module, with weights of its own: they are kept outside Python. Hooks are not, and are copied here."""
-    copied = copy.deepcopy(module).requires_grad_(False)
+    copied = copy.deepcopy(module)
+    if not copier.tensors.own_weights:
+        for weight in copied.parameters():
+            weight.requires_grad_(False)
     for original, made in zip(module.modules(), copied.modules(), strict=True):
         for name, hooks in vars(original).items():
             if type(hooks) is OrderedDict and hooks:

@@ -13,10 +13,11 @@ given copies that are filled already.
 Note [What is shared]
 
 Types, modules, global functions and whatever refuses to be copied: locks, files, Python's generators. What belongs to
-others or is too large: data sets, loaders and samplers, optimizers, threads and queues, loggers; arrays and tensors (no
-buffers) of more than 256 MiB, arrays that cannot be written to, and the items of a container of more than some thousand
-plain ones, such as the list of files of an image folder (the container itself is copied). What has a finalizer: a copy
-that closes its file or removes its folder when it dies would do so to the original. And the memory of weights.
+others or is too large: data sets, loaders and samplers, optimizers, threads and queues, loggers, what a framework runs
+the training with; arrays and tensors (no buffers) of more than 256 MiB, arrays that cannot be written to, and the items
+of a container of more than some thousand plain ones, such as the list of files of an image folder (the container itself
+is copied). What has a finalizer: a copy that closes its file or removes its folder when it dies would do so to the
+original. And the memory of weights.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ _SHARED = (
     *(Dataset, DataLoader, Sampler, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler),
     *(torch.fx.Graph, torch.jit.ScriptFunction, torch.Stream, torch.Event),
 )
+# Packages whose objects run the training, or the compiler.
+_FRAMEWORKS = ("lightning.", "pytorch_lightning.", "torch._dynamo", "torch.distributed", "torch.utils.tensorboard")
 # The special types before those that they are kinds of.
 _HANDLERS: tuple[tuple[type | tuple[type, ...], Callable[[StructureCopier, Any], Any]], ...] = (
     (torch.jit.ScriptModule, modules.copy_scripted),
@@ -151,7 +154,7 @@ class StructureCopier:
         begun = len(self._pending)
         copied = self.copy(value)
         while len(self._pending) > begun:
-            self._attempt(self._pending.pop(), None)
+            self._attempt(self._pending.pop())
         return copied
 
     def copy(self, value: Any) -> Any:
@@ -165,16 +168,16 @@ class StructureCopier:
         handler = self._handlers.get(kind)
         if handler is None:
             handler = self._handlers[kind] = self._handler(kind)
-        return self.remember(value, self._attempt(partial(handler, value), value))
+        return self.remember(value, self._attempt(handler, value))
 
-    def _attempt(self, job: Callable[[], Any], value: Any) -> Any:
+    def _attempt(self, job: Callable[..., Any], *value: Any) -> Any:
         try:
-            return job()
+            return job(*value)
         except Exception as error:  # whatever a class of the user's raises when it is copied
             if is_out_of_memory(error):
                 raise
-            log.debug("Shared, for it cannot be copied: %s (%r).", type(value), error)
-            return value
+            log.debug("Shared, for it cannot be copied: %s (%r).", list(map(type, value)), error)
+            return value[0] if value else None
 
     def remember(self, value: Any, copied: T) -> T:
         """Have a copy stand for an object wherever it appears."""
@@ -205,11 +208,11 @@ class StructureCopier:
                 return partial(handler, self)
         if kind in (np.ndarray, np.memmap):
             return partial(objects.copy_array, self)
-        if hasattr(kind, "__del__") or kind.__module__.startswith("torch._dynamo"):
-            return _shared
         base = objects.container_kind(kind)
         if base is not None:
             return partial(objects.copy_container, self, base)
+        if hasattr(kind, "__del__") or kind.__module__.startswith(_FRAMEWORKS):
+            return _shared
         if objects.has_plain_state(kind):
             return partial(objects.copy_plain, self, objects.slots_of(kind))
         return partial(objects.copy_reduced, self)

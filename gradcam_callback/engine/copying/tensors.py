@@ -18,29 +18,27 @@ _LARGEST_COPY = 256 * 2**20  # bytes
 class TensorCopier:
     """Copies tensors so that those which shared memory share it again.
 
-    Args:
+    Attributes:
         own_weights: Whether weights get memory of their own and require a gradient where their originals do. Otherwise
             they are aliases that require none.
-
-    Attributes:
         aliased: The weights that share their memory with an alias, and their versions at that time. A detached alias
             shares the version counter, so what is written to it in place shows in the original.
     """
 
     def __init__(self, own_weights: bool = False) -> None:
         self.aliased: list[tuple[Tensor, int]] = []
-        self._own_weights = own_weights
+        self.own_weights = own_weights
         self._shared_storages: set[int] = set()  # those of aliased weights
         self._storages: dict[int, torch.UntypedStorage] = {}  # original to copy, by the storage's identity
         self._addresses: dict[int, torch.UntypedStorage] = {}  # and by the address, for arrays of NumPy
 
     def weight(self, weight: Tensor, *, own_memory: bool = False) -> Tensor:
         """A parameter for a replica: of the same class, and by default an alias without a gradient."""
-        flag = self._own_weights and weight.requires_grad
+        flag = self.own_weights and weight.requires_grad
         if is_lazy(weight):
             return _lazy_like(weight, flag)
         # Autograd refuses to save a tensor that was made in inference mode, and it has no version to watch.
-        if own_memory or self._own_weights or weight.is_inference():
+        if own_memory or self.own_weights or weight.is_inference():
             data = weight.detach().clone()
         else:
             data = weight.detach()
@@ -57,7 +55,7 @@ class TensorCopier:
     def tensor(self, tensor: Tensor, *, is_buffer: bool = False) -> Tensor:
         """A tensor without history, in memory of its own, or in that of a weight if the original lies there."""
         copied = self._tensor(tensor, is_buffer)
-        if self._own_weights and tensor.requires_grad and tensor.is_leaf:
+        if self.own_weights and tensor.requires_grad and tensor.is_leaf:
             copied.requires_grad_()
         return copied
 

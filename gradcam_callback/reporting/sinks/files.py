@@ -170,4 +170,6 @@ def run_folder(directory: str | os.PathLike[str], *run: Any) -> str:
 
 
 def _names(system: Any, folder: str) -> list[str]:
+    if not system.exists(folder):  # an object store makes no empty folders
+        return []
     return [path.replace("\\", "/") for path in system.ls(folder, detail=False)]
