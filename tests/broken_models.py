@@ -725,7 +725,7 @@ class ThreeCutsInARow(Crossable):
         return self.head((maps + 1).mean((2, 3)))
 
 
-class TwoRoadsBothCut(Crossable):
+class TwoBranchesBothCut(Crossable):
     cause = Cause.DETACHED
 
     def forward(self, images: Tensor) -> Tensor:
@@ -760,7 +760,7 @@ class DetachedThenRounded(Shelved):
         return self.classify(maps)
 
 
-class TwoArgmaxRoads(Shelved):
+class TwoArgmaxBranches(Shelved):
     cause = Cause.NON_DIFFERENTIABLE
 
     def forward(self, images: Tensor) -> Tensor:
@@ -1485,8 +1485,8 @@ class Signed(Shelved):
         return self.classify(self.binary(self.conv(images)))
 
 
-class RoundedBesideDetachedWeights(Crossable):
-    """Two roads: on one the values are rounded, on the other the weights are detached: either would do."""
+class RoundedValuesAndDetachedWeights(Crossable):
+    """Two branches: on one the values are rounded, on the other the weights are detached: either would do."""
 
     cause, causes = Cause.ZERO_GRADIENT, (Cause.ZERO_GRADIENT, Cause.DETACHED)
 
@@ -1810,7 +1810,7 @@ class SomeSkipTheLayer(Shelved):
 
 
 class FrozenResNet(Shelved):
-    """Healthy: the wall makes up for all of it."""
+    """Healthy: the replica runs with gradients on."""
 
     layer, rescued = "layer4[-1].conv2", (Cause.FROZEN, Cause.NO_GRAD)
 

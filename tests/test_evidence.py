@@ -57,7 +57,7 @@ def test_lost_at_the_last_step_that_used_something_alive() -> None:
     assert indices(blocking_steps(CUT)) == [1]
 
 
-def test_nothing_is_lost_on_a_live_road_beside_a_cut() -> None:
+def test_nothing_is_lost_on_a_live_branch_next_to_a_cut() -> None:
     # 0 -> 1 detach -> 3, 0 -> 2 -> 3 -> END
     steps = step(1, use(0), inherent_cause=Cause.DETACHED), step(2, use(0)), step(3, use(1, DEAD), use(2))
     assert loss_steps(evidence(*steps, end=use(3))) == []
@@ -92,7 +92,7 @@ def test_a_custom_function_is_one_thing() -> None:
     assert indices(blocking_steps(evidence(*steps, end=use(2), gradients={(END, 0): 1.0}))) == [1]
 
 
-def test_side_roads_are_found_only_where_a_gradient_comes_by() -> None:
+def test_losses_on_side_branches_are_found_only_where_a_gradient_comes_by() -> None:
     # 0 -> 1 detach -> 3 <- 2 <- 0, 3 -> END; and 4 detach, behind a step that is zero
     steps = (
         step(1, use(0), inherent_cause=Cause.DETACHED, cut_id=1),

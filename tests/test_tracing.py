@@ -19,11 +19,11 @@ from gradcam_callback.engine.process_state import inference_as_no_grad
 
 
 def begun(tracer: Tracer, tensor: Tensor | None = None) -> Tensor:
-    """What a layer hands on: the clone of a leaf."""
+    """What follows a layer: the clone of a leaf tensor."""
     leaf = (torch.randn(2, 3) if tensor is None else tensor).requires_grad_()
-    handed_on = leaf.clone()
-    tracer.begin(handed_on)
-    return handed_on
+    activation = leaf.clone()
+    tracer.begin(activation)
+    return activation
 
 
 def traced(function: Callable[[Tensor], Any], **settings: Any) -> tuple[Tracer, Any]:
@@ -125,7 +125,7 @@ def test_crossing_keeps_the_numbers_of_the_steps() -> None:
 @pytest.mark.parametrize(
     "leave", [Tensor.tolist, Tensor.numpy, lambda x: x.sum().item(), lambda x: bool((x > 0).all())]
 )
-def test_departures_are_noted_and_can_be_disturbed(leave: Callable[[Tensor], Any]) -> None:
+def test_torch_exits_are_noted_and_can_be_perturbed(leave: Callable[[Tensor], Any]) -> None:
     tracer, _ = traced(lambda x: leave(x.detach()))
     [(number, step)] = tracer.trace.torch_exits
     assert step.inherent_cause is Cause.LEFT_TORCH
@@ -156,9 +156,9 @@ def test_the_inside_of_a_custom_function_is_named_by_it_and_begins_at_its_call()
 
 def test_saved_tensors_that_were_changed_are_noted() -> None:
     def forward(x: Tensor) -> Tensor:
-        harmless, spoilt = x.exp(), x.exp()
-        spoilt.mul_(2)
-        return (harmless + spoilt).sum()
+        harmless, changed = x.exp(), x.exp()
+        changed.mul_(2)
+        return (harmless + changed).sum()
 
     tracer, result = traced(forward, check_saved=True)
     result.backward()
@@ -177,7 +177,7 @@ def test_modules_are_named_by_their_dotted_names() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-# Leniency
+# Calls that gradients make impossible
 
 
 def switch_off(x: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ def test_a_mistake_stays_a_mistake() -> None:
         torch.ones(2, 3, requires_grad=True) @ torch.ones(2, 3)
 
 
-def test_softened_inference_computes_tensors_that_can_carry_a_gradient() -> None:
+def test_inference_mode_as_no_grad_computes_tensors_that_can_carry_a_gradient() -> None:
     originals = torch.inference_mode.__enter__, torch.inference_mode.__exit__
     x = torch.ones(2, requires_grad=True)
     with inference_as_no_grad():
@@ -224,7 +224,7 @@ def test_softened_inference_computes_tensors_that_can_carry_a_gradient() -> None
     assert (torch.inference_mode.__enter__, torch.inference_mode.__exit__) == originals
 
 
-def test_witness_sees_a_forward_that_is_called_directly() -> None:
+def test_call_detector_sees_a_forward_that_is_called_directly() -> None:
     layer, other = nn.Linear(2, 2), nn.Linear(2, 2)
     with ForwardCallDetector(layer) as seen, ForwardCallDetector(other) as unseen:
         layer.forward(torch.ones(1, 2))
@@ -233,7 +233,7 @@ def test_witness_sees_a_forward_that_is_called_directly() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64, torch.uint8, torch.bool])
-def test_disturbed_values_are_others_of_the_same_kind(dtype: torch.dtype) -> None:
+def test_perturbed_values_are_others_of_the_same_kind(dtype: torch.dtype) -> None:
     tensor = torch.tensor([[0, 1], [2, 3]]).to(dtype)
     for attempt in ATTEMPTS:
         other = perturbed(tensor, attempt)

@@ -170,7 +170,7 @@ class Diagnoser:
             return self._no_backward(run, self.verdict.cause)
         blames, bridges = self._cross(run, search.blocking_steps(run.evidence))
         seen = [blame for blame in blames if blame.step.frames]
-        if len(seen) < len(blames) or not blames:  # a way out of torch, and in again, looks like a step without a call
+        if len(seen) < len(blames) or not blames:  # a value that left torch and came back is a step without a call
             blames = _torch_exit(self.subject, run) or seen or blames
         if not blames:
             blames, bridges = self.probe_untraced(run)

@@ -85,7 +85,7 @@ class ForwardCallDetector(NoGradFallback):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Call a torch function, and look who called it."""
+        """Call a torch function, and find out who called it."""
         frame: FrameType | None = sys._getframe(1)
         while self.frames is None and frame is not None and not source.is_boundary(frame):
             if frame.f_locals.get("self") is self._layer:
