@@ -16,8 +16,9 @@ from gradcam_callback.errors import BadInputError
 from gradcam_callback.execution.probe_pass import ProbePass, ProbePassResult
 from gradcam_callback.execution.processes import ProcessGroup
 from gradcam_callback.probes import ProbeSet
+from gradcam_callback.reporting.panel import Panel
 from gradcam_callback.reporting.panels import PanelRenderer, class_name
-from gradcam_callback.results import Diagnosis, Panel
+from gradcam_callback.results import Diagnosis
 from gradcam_callback.settings import Settings
 
 

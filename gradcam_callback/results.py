@@ -134,50 +134,6 @@ def _normalise(maps: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PanelColumn:
-    """One target in a panel: an overlay a probe.
-
-    Attributes:
-        title: What is explained, e.g. "predicted", "label" or a class name.
-        overlays: `(N, height, width, 3)` uint8, image and map blended.
-        captions: One line or more a probe, e.g. "cat 0.93".
-        verdicts: One a probe: None draws the overlay; a text is written on a hatched tile in its place.
-        peaks: `(N,)` float32, what the end of the colour bar stands for in each map; NaN where there is no map.
-    """
-
-    title: str
-    overlays: Tensor
-    captions: tuple[str, ...]
-    verdicts: tuple[str | None, ...]
-    peaks: Tensor
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One layer's picture before it is composed: a row a probe, the input, then a column a target. All on the CPU.
-
-    Attributes:
-        title: The heading, e.g. the layer, the method and the epoch.
-        inputs: `(N, height, width, 3)` uint8, the input images as shown.
-        captions: One a probe, for its input, e.g. its name and its label.
-        correct: One a probe: whether the prediction is the label; None where there is no label.
-        columns: One a target.
-        table: `(256, 3)` uint8, the colormap of the colour bar.
-        shared_scale: Whether all maps of a column share one scale, or each has its own.
-        input_title: What stands above the inputs.
-    """
-
-    title: str
-    inputs: Tensor
-    captions: tuple[str, ...]
-    correct: tuple[bool | None, ...]
-    columns: tuple[PanelColumn, ...]
-    table: Tensor
-    shared_scale: bool
-    input_title: str = "input"
-
-
-@dataclass(frozen=True)
 class SourceLocation:
     """A place in somebody's code.
 

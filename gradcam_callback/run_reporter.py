@@ -17,11 +17,12 @@ from gradcam_callback.probes import ProbeSet
 from gradcam_callback.reporting import findings
 from gradcam_callback.reporting.alert_reporter import AlertReporter
 from gradcam_callback.reporting.alerts import Finding
+from gradcam_callback.reporting.panel import Panel
 from gradcam_callback.reporting.panels import PanelStyle
 from gradcam_callback.reporting.sinks.files import PanelFiles
 from gradcam_callback.reporting.sinks.sink import Sink
 from gradcam_callback.reporting.tags import Tags
-from gradcam_callback.results import CAMResult, Panel, name_call, split_call
+from gradcam_callback.results import CAMResult, name_call, split_call
 from gradcam_callback.settings import Memory, Settings
 
 

@@ -16,9 +16,10 @@ from gradcam_callback.probe_capture import ProbeCapture
 from gradcam_callback.prober import Prober
 from gradcam_callback.probes import ProbeSet
 from gradcam_callback.reporting import findings
+from gradcam_callback.reporting.panel import Panel
 from gradcam_callback.reporting.panels import PanelRenderer
 from gradcam_callback.reporting.tags import Tags
-from gradcam_callback.results import Diagnosis, Panel
+from gradcam_callback.results import Diagnosis
 from gradcam_callback.run_reporter import RunReporter, health_scalars
 from gradcam_callback.settings import Memory, Settings
 

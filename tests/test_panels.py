@@ -16,11 +16,12 @@ from torch import Tensor
 from gradcam_callback import Cause, GradCAMCallback, TensorProbes
 from gradcam_callback.probes.probe_set import ProbeSet
 from gradcam_callback.reporting import panels
+from gradcam_callback.reporting.panel import Panel
 from gradcam_callback.reporting.panels import PanelRenderer, PanelStyle, class_name
 from gradcam_callback.reporting.rendering import composition
 from gradcam_callback.reporting.rendering.colormap import colormap_table
 from gradcam_callback.reporting.rendering.tiles import displayable, tile_size
-from gradcam_callback.results import CAMResult, GradientState, LayerHealth, Panel
+from gradcam_callback.results import CAMResult, GradientState, LayerHealth
 
 OK, NONE, ZERO, NON_FINITE = GradientState.OK, GradientState.NONE, GradientState.ZERO, GradientState.NON_FINITE
 STYLE = PanelStyle("turbo", 0.5, shared_scale=False, class_names=CLASSES, mean=None, std=None)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from gradcam_callback.reporting.panel import Panel, PanelColumn
 from gradcam_callback.reporting.rendering import composition, typesetting
 from gradcam_callback.reporting.rendering.colormap import colormap_table
 from gradcam_callback.reporting.rendering.composition import compose
@@ -22,7 +23,6 @@ from gradcam_callback.reporting.rendering.tiles import (
     tiles,
 )
 from gradcam_callback.reporting.rendering.typesetting import CAPTION, REMARK, VERDICT, typeset
-from gradcam_callback.results import Panel, PanelColumn
 
 NAN, INF = math.nan, math.inf
 RAMP = torch.arange(256, dtype=torch.uint8)[:, None].expand(256, 3).contiguous()  # level 200 is the grey 200

@@ -20,10 +20,10 @@ from torch.utils.tensorboard.writer import FileWriter
 from gradcam_callback import GradCAMCallback, TensorProbes
 from gradcam_callback.causes import CallbackIssue
 from gradcam_callback.reporting.alerts import Alert, Finding, Status
+from gradcam_callback.reporting.panel import Panel, PanelColumn
 from gradcam_callback.reporting.rendering import composition
 from gradcam_callback.reporting.report import Report
 from gradcam_callback.reporting.writer import BackgroundWriter
-from gradcam_callback.results import Panel, PanelColumn
 
 MakeRun = Callable[..., Run]
 

@@ -12,10 +12,11 @@ from types import MappingProxyType
 from gradcam_callback.errors import GradientNullError, GradientNullWarning
 from gradcam_callback.reporting.alerts import Alert, AlertTracker, Finding, Status
 from gradcam_callback.reporting.findings import not_written
+from gradcam_callback.reporting.panel import Panel
 from gradcam_callback.reporting.report import Report
 from gradcam_callback.reporting.sinks.sink import Sink
 from gradcam_callback.reporting.writer import BackgroundWriter, WritingFailure
-from gradcam_callback.results import Panel, SourceLocation
+from gradcam_callback.results import SourceLocation
 from gradcam_callback.source_lines import mask_secrets
 
 _NOTICES = logging.getLogger("gradcam_callback")

@@ -15,9 +15,10 @@ from torch import Tensor
 from gradcam_callback.causes import Cause
 from gradcam_callback.engine.device_results import TargetResult
 from gradcam_callback.probes.probe_set import ProbeSet
+from gradcam_callback.reporting.panel import Panel, PanelColumn
 from gradcam_callback.reporting.rendering import tiles
 from gradcam_callback.reporting.rendering.colormap import colormap_table
-from gradcam_callback.results import CAMResult, GradientState, LayerHealth, Panel, PanelColumn, name_call
+from gradcam_callback.results import CAMResult, GradientState, LayerHealth, name_call
 
 # Drawing, composing and encoding take memory and time that grow with the probes: so many to a page, so many pages.
 PAGE_PROBES = 32

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from gradcam_callback.reporting.alerts import Alert
+from gradcam_callback.reporting.panel import Panel
 from gradcam_callback.reporting.rendering import composition
-from gradcam_callback.results import Panel
 
 
 @dataclass(frozen=True, eq=False)

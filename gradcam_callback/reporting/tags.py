@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from gradcam_callback.results import Panel
+from gradcam_callback.reporting.panel import Panel
 
 _OWN = ("alerts", "seconds", "null_gradients", "empty_maps")
 _RESERVED = re.compile(

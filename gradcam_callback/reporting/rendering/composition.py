@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from gradcam_callback.errors import BadInputError
+from gradcam_callback.reporting.panel import Panel, PanelColumn
 from gradcam_callback.reporting.rendering.typesetting import (
     CAPTION,
     HEADING,
@@ -25,7 +26,6 @@ from gradcam_callback.reporting.rendering.typesetting import (
     Text,
     typeset,
 )
-from gradcam_callback.results import Panel, PanelColumn
 
 Pixels = NDArray[np.uint8]
 
