@@ -1,4 +1,4 @@
-"""What the callback may be told, and what is said where it cannot be. A leaf but for `records`."""
+"""What the callback may be told, and what is said where it cannot be."""
 
 from __future__ import annotations
 

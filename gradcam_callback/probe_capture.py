@@ -105,7 +105,7 @@ class ProbeCapture:
         )
 
     def _ready(self, trainer: Trainer, probes: ProbeSet) -> ProbeSet:
-        """The probes as the model takes them. There may be no room for them in one process alone."""
+        """The probes as the model takes them. There may be no space for them in one process alone."""
         images: list[Tensor] = []
 
         def move() -> None:

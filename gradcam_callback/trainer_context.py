@@ -23,7 +23,7 @@ from gradcam_callback.engine.replica import ReplicaOptions, copy_structure, isol
 from gradcam_callback.execution.processes import ProcessGroup
 from gradcam_callback.reporting.sinks.files import AlertFile, PanelFiles, run_folder
 from gradcam_callback.reporting.sinks.sink import Sink
-from gradcam_callback.reporting.sinks.tensorboard import TensorBoardSink, ensure_room_in_events
+from gradcam_callback.reporting.sinks.tensorboard import TensorBoardSink, ensure_space_in_events
 
 _BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
@@ -216,5 +216,5 @@ def log_scalars(trainer: Trainer, pl_module: LightningModule, scalars: dict[str,
 
 def _log_to(trainer: Trainer, logger: Logger, scalars: dict[str, float]) -> None:
     if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-        ensure_room_in_events(logger.experiment)
+        ensure_space_in_events(logger.experiment)
     logger.log_metrics(scalars, step=trainer.global_step)

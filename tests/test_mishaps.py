@@ -109,7 +109,7 @@ PLACES = [
     "reporting.rendering.composition.compose",
     "reporting.rendering.tiles.overlays",
     "reporting.sinks.files.AlertFile.write",
-    "reporting.sinks.room.ensure_room",
+    "reporting.sinks.disk_space.ensure_space",
     "reporting.sinks.tensorboard.TensorBoardSink.__init__",
     "reporting.sinks.tensorboard.TensorBoardSink.flush",
     "reporting.sinks.tensorboard.TensorBoardSink.write",

@@ -26,8 +26,8 @@ from gradcam_callback.causes import CallbackIssue
 from gradcam_callback.reporting.alerts import Alert, Finding, Status
 from gradcam_callback.reporting.rendering.composition import EncodedImage
 from gradcam_callback.reporting.report import Report
+from gradcam_callback.reporting.sinks.disk_space import MARGIN, NoSpaceError, ensure_space
 from gradcam_callback.reporting.sinks.files import AlertFile, PanelFiles, file_path, run_folder
-from gradcam_callback.reporting.sinks.room import MARGIN, NoRoomError, ensure_room
 from gradcam_callback.reporting.sinks.tensorboard import TensorBoardSink
 
 LAYER = "gradcam/model.layer4"
@@ -219,7 +219,7 @@ def test_a_full_disk_ends_our_writing_and_not_the_users(
         for panel in panels:
             sink.write(panel)
 
-    with pytest.raises(NoRoomError, match="No space left"):
+    with pytest.raises(NoSpaceError, match="No space left"):
         fill_the_disk()
 
     experiment.flush()
@@ -241,7 +241,7 @@ sink = TensorBoardSink(experiment)
 for step in range(20):
     try:
         sink.write(report(step, layer=noise()))
-    except NoRoomError as error:
+    except NoSpaceError as error:
         print(step, error)
         break
 for step in range(100):
@@ -281,7 +281,7 @@ def test_a_folder_that_is_gone_ends_our_writing_and_not_the_users(tmp_path: Path
 
 
 def test_room_is_not_asked_for_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    ensure_room("memory://bucket/run", 1 << 60)
+    ensure_space("memory://bucket/run", 1 << 60)
 
 
 def test_a_quota_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,10 +289,10 @@ def test_a_quota_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
-    with pytest.raises(NoRoomError, match="quota"):
-        ensure_room(str(tmp_path), 1)
+    with pytest.raises(NoSpaceError, match="quota"):
+        ensure_space(str(tmp_path), 1)
 
 
 def test_nothing_is_left_of_the_trial(tmp_path: Path) -> None:
-    ensure_room(str(tmp_path), 1 << 16)
+    ensure_space(str(tmp_path), 1 << 16)
     assert os.listdir(tmp_path) == []

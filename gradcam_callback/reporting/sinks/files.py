@@ -13,7 +13,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from gradcam_callback.reporting.report import Report
-from gradcam_callback.reporting.sinks.room import ensure_room
+from gradcam_callback.reporting.sinks.disk_space import ensure_space
 
 _LONGEST_NAME = 120  # characters; file systems take 255 bytes
 _RESERVED_NAMES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # by Windows
@@ -108,7 +108,7 @@ class _Folder:
         parent = whole.rpartition("/")[0]
         self._system.makedirs(parent, exist_ok=True)
         if self._is_local:
-            ensure_room(parent, size)
+            ensure_space(parent, size)
         return whole
 
 

@@ -9,7 +9,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.text.summary_v2 import text_pb
 
 from gradcam_callback.reporting.report import Report
-from gradcam_callback.reporting.sinks.room import ensure_room
+from gradcam_callback.reporting.sinks.disk_space import ensure_space
 
 _RGB = 3  # the number that an image's record has for its colours
 
@@ -34,7 +34,7 @@ class TensorBoardSink:
         """Write panels for the images tab, and alerts for the text tab.
 
         Raises:
-            OSError: There is no room for them.
+            OSError: There is no space for them.
         """
         for tag, image in report.images.items():
             record = Summary.Image(
@@ -50,19 +50,19 @@ class TensorBoardSink:
         self._experiment.flush()
 
     def _add(self, summary: Any, step: int) -> None:
-        self.flush()  # what waits in the queue takes room, too
-        ensure_room_in_events(self._experiment, summary.ByteSize())
+        self.flush()  # what waits in the queue takes space, too
+        ensure_space_in_events(self._experiment, summary.ByteSize())
         self._experiment._get_file_writer().add_summary(summary, step)
 
 
-def ensure_room_in_events(experiment: Any, size: int = 1 << 14) -> None:
-    """Make sure that a `SummaryWriter` has room for so many bytes; see `room`.
+def ensure_space_in_events(experiment: Any, size: int = 1 << 14) -> None:
+    """Make sure that a `SummaryWriter` has space for so many bytes; see `disk_space`.
 
     To be called before scalars are handed to a TensorBoardLogger, too.
 
     Raises:
-        OSError: There is no room for them, or the folder is gone.
+        OSError: There is no space for them, or the folder is gone.
     """
     writer = experiment._get_file_writer()
     file = getattr(writer.event_writer, "_file_name", "")
-    ensure_room(writer.get_logdir(), size, os.path.getsize(file) if os.path.isfile(file) else 0)
+    ensure_space(writer.get_logdir(), size, os.path.getsize(file) if os.path.isfile(file) else 0)

@@ -1,7 +1,7 @@
-"""Whether a disk has room for what is about to be written.
+"""Whether a disk has space for what is about to be written.
 
 TensorBoard's writer thread dies at the first write that fails, and the next write of anyone, the user's included,
-raises that error in the training loop. So room is made sure of before. What cannot be asked for is tried: free blocks
+raises that error in the training loop. So space is made sure of before. What cannot be asked for is tried: free blocks
 that a quota or a reservation keeps from this user look free to `statvfs`.
 """
 
@@ -16,12 +16,12 @@ MARGIN = 1 << 20  # bytes that are left to the user's own writes
 _CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, errno.ENODEV}
 
 
-class NoRoomError(OSError):
-    """There is no room for what was to be written. It was not written."""
+class NoSpaceError(OSError):
+    """There is no space for what was to be written. It was not written."""
 
 
-def ensure_room(folder: str, size: int, file_size: int | None = None) -> None:
-    """Make sure that a folder has room for so many bytes and a margin, by reserving it for a moment.
+def ensure_space(folder: str, size: int, file_size: int | None = None) -> None:
+    """Make sure that a folder has space for so many bytes and a margin, by reserving it for a moment.
 
     Args:
         folder: Where they are to be written; a URL is not looked at.
@@ -29,20 +29,20 @@ def ensure_room(folder: str, size: int, file_size: int | None = None) -> None:
         file_size: How large the file is that they are to be appended to; None where they make a file of their own.
 
     Raises:
-        NoRoomError: There is no room, or the file would grow beyond the limit of this process.
+        NoSpaceError: There is no space, or the file would grow beyond the limit of this process.
         OSError: The folder is gone, or cannot be written to.
     """
     if "://" in folder:
         return
     limit, needed = _file_size_limit(), size + MARGIN
     if limit is not None and file_size is not None and file_size + needed > limit:
-        raise NoRoomError(errno.EFBIG, f"A file may not grow beyond {limit} bytes here")
+        raise NoSpaceError(errno.EFBIG, f"A file may not grow beyond {limit} bytes here")
     try:
-        with tempfile.TemporaryFile(dir=folder, prefix=".gradcam-room-") as file:
+        with tempfile.TemporaryFile(dir=folder, prefix=".gradcam-space-") as file:
             _reserve(file.fileno(), needed if limit is None else min(needed, limit))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoRoomError(error.errno, os.strerror(error.errno)) from error
+            raise NoSpaceError(error.errno, os.strerror(error.errno)) from error
         raise
 
 
