@@ -101,6 +101,11 @@ class TrainerView:
             testing=trainer.testing,
         )
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """For models that ask whether their trainer is one: it is taken for what it is a view of."""
+        return type(vars(self)["_trainer"])
+
     def __getattr__(self, name: str) -> Any:
         value = getattr(vars(self)["_trainer"], name)
         return copy.copy(value) if type(value) in (dict, list, set) else value

@@ -839,6 +839,21 @@ def test_grey_images_without_a_channel_reach_the_model_as_they_are(run: MakeRun)
     assert fit.callback.last_result.heatmaps()[LAYER].shape == (4, 16, 16)
 
 
+def test_a_weight_that_forward_writes_to_is_an_alert_that_names_its_module(run: MakeRun) -> None:
+    class Clamping(Classifier):
+        def forward(self, images: Tensor) -> Tensor:
+            if not self.training:
+                with torch.no_grad():
+                    self.model.fc.weight.mul_(0.999)
+            return super().forward(images)
+
+    fit = run(cb(), Clamping(), max_epochs=2).fit()
+
+    assert fit.alerts == [("raised", "weights", "weights_modified", 0)]
+    assert "'model.fc'" in fit.callback.alerts[0].message
+    assert fit.events.steps(PANEL) == [STEPS, 2 * STEPS]
+
+
 # Before the first training step
 
 

@@ -132,6 +132,7 @@ def test_a_dry_run_looks_like_a_validation_to_the_model(run: Callable[..., Run],
 
     class Asking(Classifier):
         def forward(self, images: Tensor) -> Tensor:
+            assert isinstance(self.trainer, Trainer)
             if self.trainer is not fit.trainer:
                 stage = self.trainer.state.stage
                 seen.append((self.trainer.training, self.trainer.validating, self.trainer.sanity_checking, stage))
