@@ -178,6 +178,40 @@ def test_attention_and_channels_last_are_passed_over_and_that_is_said(
     assert "passes over what comes behind 'embed', from 'attention.keys' on" in caplog.text
 
 
+class Pairwise(nn.Module):
+    """Returns the attention itself, and has parts of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.softmax = nn.Softmax(-1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.softmax(tokens @ tokens.transpose(1, 2)).unsqueeze(1)
+
+
+@pytest.mark.parametrize("side", [16, 32])
+def test_attention_is_passed_over_even_where_it_has_the_sides_of_a_map_or_their_proportion(side: int) -> None:
+    """Sixteen tokens, as many as the first map has rows; or four times as many as the last one."""
+
+    class Hybrid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            stem = nn.Conv2d(3, 8, 3, padding=1) if side == 16 else nn.Identity()
+            self.embed = nn.Sequential(stem, nn.LazyConv2d(8, side // 4, side // 4))
+            self.attention, self.pairs, self.fc = Attention(), Pairwise(), nn.Linear(8, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            tokens = self.embed(images).flatten(2).transpose(1, 2)
+            if side == 32:
+                return self.fc((self.pairs(tokens).squeeze(1) @ tokens).mean(1))
+            return self.fc(self.attention(tokens).mean(1))
+
+    model, images = Hybrid(), torch.randn(2, 3, side, side)
+    model(images)
+    assert choose_layer(model, images) == "embed"
+
+
 class Block(nn.Module):
     """A convolution, and what is done to its map without a module of its own."""
 
