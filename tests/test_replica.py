@@ -539,6 +539,8 @@ def test_a_replica_neither_compiles_nor_makes_the_model_compile_again() -> None:
     before = counts()
     with isolated(model) as replica:
         replica.model(IMAGES)
+        plain = replica.model._orig_mod.note  # as it was before it was compiled
+        assert plain.__self__ is replica.model._orig_mod
     assert counts() == before
     for mode in (True, False):
         model.train(mode)(IMAGES)
