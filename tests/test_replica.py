@@ -23,7 +23,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import without_collector
-from model_settings import SETTINGS, Model
+from model_settings import SETTINGS, Model, read_only_map
 from object_state import object_state
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
@@ -100,6 +100,17 @@ def test_weights_share_memory_and_require_no_gradient() -> None:
         assert not any(module.training for module in replica.model.modules())
     assert all(weight.requires_grad for weight in model.parameters())
     assert all(module.training for module in model.modules())
+
+
+def test_what_lies_in_the_memory_of_a_weight_does_so_in_a_replica() -> None:
+    """A cache of all weights in one piece, say: it would be copied whole, and no longer follow the weights."""
+    model = Model()
+    model.note = [model.fc.weight.detach()[1], model.fc.weight[0] * 1, model.fc.weight.detach().numpy()]
+    with isolated(model) as replica:
+        view, other, array = replica.model.note
+        assert view.data_ptr() == model.fc.weight[1].data_ptr()
+        assert other.data_ptr() != model.note[1].data_ptr()
+        assert np.shares_memory(array, model.note[2])
 
 
 def test_what_is_the_same_object_twice_is_so_in_a_replica() -> None:
@@ -288,6 +299,7 @@ class Raising:
         lambda: nn.Linear,
         lambda: math,
         lambda: np.float32(1),
+        read_only_map,
         lambda: tuple(range(5000)),
     ],
 )
@@ -527,6 +539,8 @@ def test_a_replica_neither_compiles_nor_makes_the_model_compile_again() -> None:
     before = counts()
     with isolated(model) as replica:
         replica.model(IMAGES)
+        plain = replica.model._orig_mod.note  # as it was before it was compiled
+        assert plain.__self__ is replica.model._orig_mod
     assert counts() == before
     for mode in (True, False):
         model.train(mode)(IMAGES)
