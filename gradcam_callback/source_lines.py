@@ -6,19 +6,19 @@ import linecache
 import re
 
 MASK = "***"
+LONGEST = 1000  # in characters; what stands behind that is left out
 
+_PASSWORD = r"(?:pass_?(?:word|wd|phrase)|pwd|secret)"
 _SECRET_NAME = (
-    r"(?:pass_?(?:word|wd|phrase)|pwd|secret|token|credential|auth(?!ors?(?![a-z]))"
-    r"|(?:api|access|account|private|signing)[_-]?key)"
+    rf"(?:{_PASSWORD}|token(?!i[sz])|credential|auth(?!ors?(?![a-z]))|(?:api|access|account|private|signing)[_-]?key)"
 )
-# A name, then at once a text: an assignment, an argument, an item, a comparison, a default.
-_NAMED_TEXT = re.compile(
-    rf"{_SECRET_NAME}\w*['\"\]]*(?:\s*:[^='\"]*)?\s*(?:[=!]?=|[:,(])\s*[(\[{{]*\s*(?:[rbfu]{{0,2}}['\"]|\d)",
-    re.IGNORECASE,
-)
+# What stands between a name and its value: in an assignment, an argument, an item, a comparison, a default.
+_BETWEEN = r"\w*['\"\]]*(?:\s*:[^='\"]*)?\s*(?:[=!]?=|[:,(])\s*[(\[{]*\s*"
+# `num_tokens = 197` is a vision transformer's.
+_NAMED_TEXT = re.compile(rf"{_SECRET_NAME}{_BETWEEN}[rbfu]{{0,2}}['\"]|{_PASSWORD}{_BETWEEN}\d", re.IGNORECASE)
 # Inside a text or a comment: `password=...`, `Bearer ...`.
 _NAMED_VALUE = re.compile(rf"{_SECRET_NAME}\w*\s*[=:]\s*[^\s{{'\"]|\b(?:bearer|basic)\s+[\w+/=.-]{{8,}}", re.IGNORECASE)
-# A line of a longer text, such as YAML in a triple-quoted string. `token = patches` is a vision transformer's.
+# A line of a longer text, such as YAML in a triple-quoted string. `token = patches` is code.
 _BARE_VALUE = re.compile(rf"^\s*[\w.-]*(?!token){_SECRET_NAME}[\w-]*\s*[:=]\s*[\w./+-]+\s*$", re.IGNORECASE)
 _KNOWN_FORM = re.compile(
     r"\b(?:AKIA|ASIA)[0-9A-Z]{12,}|\bgh[pousr]_\w{16,}|\bgithub_pat_\w+|\bglpat-[\w-]{16,}|\bsk-[\w-]{16,}"
@@ -46,8 +46,9 @@ def source_line(file: str, number: int) -> str:
 def mask_secrets(line: str) -> str:
     """A line of code, with `***` for its texts if it looks as if a password, a token or a key were in it.
 
-    All texts and numbers of such a line are masked. If it still looks like one, the whole line is.
+    All texts of such a line are masked, or its numbers where it has no texts. If it still looks like one, all of it is.
     """
+    line = line[:LONGEST]
     if not _looks_secret(line):
         return line
     masked = _TEXT.sub(f'"{MASK}"', line)

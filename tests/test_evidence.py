@@ -83,6 +83,14 @@ def test_a_gradient_stops_where_it_enters_and_does_not_leave() -> None:
     assert gradient_sinks(found, lambda gradient: True) == []
 
 
+def test_a_zero_on_a_side_branch_after_another_zero_is_not_blamed() -> None:
+    # 0 -> 1 -> 2 -> 4 -> END, 1 -> 3 -> 4: zero behind 1 and, on the side branch, behind 3
+    steps = step(1, use(0)), step(2, use(1)), step(3, use(1)), step(4, use(2), use(3))
+    gradients = {(END, 0): 1.0, (4, 0): 1.0, (4, 1): 1.0, (2, 0): 1.0, (3, 0): 0.0, (1, 0): 0.0}
+    found = evidence(*steps, end=use(4), gradients=gradients)
+    assert indices(gradient_sinks(found, lambda gradient: gradient.nonzero)) == [1]
+
+
 def test_a_custom_function_is_one_thing() -> None:
     # 0 -> (1 -> 2) -> END, and nothing of the inside is alive
     custom = {"inherent_cause": Cause.CUSTOM_FUNCTION}

@@ -139,7 +139,7 @@ def _cases() -> list[Case]:
 
 
 # The quick part: every network and every fault, each a few times. The other cases are slow.
-STRIDE = 19
+STRIDE = 31
 CASES = [
     pytest.param(
         case,
@@ -217,6 +217,18 @@ def test_map_across_a_cut_before_an_in_place_operation_is_that_of_the_network(cu
     scale = 1.5 if "block" in cut.__name__ and "view" not in cut.__name__ else 1.0
     whole = compute_cam(small_network(lambda x: x * scale, F.relu_), inputs, "conv")
     torch.testing.assert_close(across.cams["conv"], whole.cams["conv"])
+
+
+def written_through_an_alias(maps: Tensor) -> Tensor:
+    maps = maps * 1.5
+    maps.detach().mul_(2)
+    return maps
+
+
+@pytest.mark.parametrize("fault", [faults.rounded, faults.custom_function])
+def test_write_through_an_alias_hides_no_fault_before_it(fault: Fault) -> None:
+    found = diagnose(small_network(fault, written_through_an_alias), torch.rand(2, 3, 12, 12), "conv")
+    assert (found.cause, found.location and found.location.line) == (faults.OTHERS[fault], faults.line_of(fault))
 
 
 def test_non_finite_values_written_through_an_alias_are_blamed_on_the_write() -> None:

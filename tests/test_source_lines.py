@@ -53,6 +53,8 @@ def test_secrets_are_masked(line: str, masked: str) -> None:
         'x = x["cls_token"]',
         "keys, values = self.key(x), self.value(x)",
         'author = "me"',
+        'words = self.tokenizer("a cat")',
+        "num_tokens = 197 + self.token(0)",
         'self.add_module("layer4", FrozenResNet50BackboneWithFeaturePyramid())',
         'weights = torch.load("/home/me/checkpoints/resnet50_epoch_12_best.ckpt")',
         'image = load("https://example.org/cat.png")',

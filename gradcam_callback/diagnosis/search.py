@@ -6,7 +6,7 @@ walk it from the score back to the layer, so that only what the score depends on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 
 from gradcam_callback.causes import Cause
@@ -102,7 +102,8 @@ def gradient_sinks(evidence: Evidence, passes: Callable[[GradientStats], bool]) 
         passes: Whether a gradient counts as one, e.g. one that is not zero.
 
     Returns:
-        In forward order.
+        In forward order, without those that all paths from the layer come to through another one: mending them alone
+        would not help, and mending the other one does.
     """
     sinks = {}
     for index in _reached(evidence, passes):
@@ -110,7 +111,22 @@ def gradient_sinks(evidence: Evidence, passes: Callable[[GradientStats], bool]) 
         if index != END and not any(_passes(evidence, entry, passes) for entry in entries):
             first = min([index, *(inner for inner, _, _ in entries)])
             sinks[first] = evidence.trace.steps[first]
-    return [sinks[index] for index in sorted(sinks)]
+    open_ones = [index for index in sorted(sinks) if _is_reachable(evidence, index, sinks.keys() - {index})]
+    return [sinks[index] for index in open_ones or sorted(sinks)]
+
+
+def _is_reachable(evidence: Evidence, step: int, without: Set[int]) -> bool:
+    """Whether a path from the layer comes to a step past none of the others."""
+    waiting = [use.producer for use in evidence.uses(step)]
+    seen = set(without)
+    while waiting:
+        index = waiting.pop()
+        if index == 0:
+            return True
+        if index not in seen:
+            seen.add(index)
+            waiting += [use.producer for use in evidence.uses(index)]
+    return False
 
 
 def blocking_steps(evidence: Evidence) -> list[Step]:
