@@ -26,14 +26,14 @@ tensorboard: $(VENV)/.ready  ## Look at the runs, every epoch of every panel
 	$(BIN)/tensorboard --logdir $(RUNS) --samples_per_plugin images=1000
 
 test: $(VENV)/.ready  ## Run the tests (under ten minutes on two cores)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-all: $(VENV)/.ready  ## Run the slow tests too
-	$(BIN)/python -m pytest -m 'not gpu'
+	$(BIN)/python -m pytest -n 2 -m 'not gpu'
 
 test-oldest:  ## Run the tests on the oldest supported versions, in an environment of its own
 	$(MAKE) VENV=.venv-oldest .venv-oldest/.oldest
-	.venv-oldest/bin/python -m pytest
+	.venv-oldest/bin/python -m pytest -n 2
 
 .venv-oldest/.oldest: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest

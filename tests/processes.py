@@ -1,4 +1,4 @@
-"""What the processes of a distributed run do, by name. Started by `tests/test_ranks.py`, twice at the same time.
+"""What the processes of a distributed run do, by name. Started by `tests/test_processes.py`, twice at the same time.
 
     torchrun --nproc-per-node 2 tests/processes.py FOLDER NAME...
 
@@ -28,6 +28,10 @@ LAYER = "model.stage"
 DDP = {"strategy": "ddp_find_unused_parameters_true", "devices": 2, "max_epochs": 2}
 
 
+SEEN: list[int] = []
+"""The size of each batch that the network of the scene has run on; a global, which a replica shares."""
+
+
 class Sharded(Classifier):
     """The network sharded as its user would: each part with weights, then the whole."""
 
@@ -51,7 +55,7 @@ class Picky(Classifier):
 
     def forward(self, images: Tensor) -> Tensor:
         if self.global_rank == self.rank and self.at_most < len(images) < 8:
-            raise self.error("no room in here")
+            raise self.error("no space in here")
         return super().forward(images)
 
 
@@ -68,12 +72,12 @@ def fit(
 ) -> dict[str, Any]:
     """Train, and return what this process has seen of it."""
     torch.manual_seed(1)
-    seen: list[int] = []
+    SEEN.clear()
     unseen = GradCAMCallback(LAYER)
     run = make_run(folder, callback or unseen, module, **{**DDP, **settings})
     if callback is None:
         run.trainer.callbacks.remove(unseen)
-    module.model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    module.model.register_forward_pre_hook(lambda _, args: SEEN.append(len(args[0])))
     error = None
     try:
         run.fit(48, val)
@@ -92,7 +96,7 @@ def fit(
         "cams": None if result is None else dict(result.cams),
         "targets": None if result is None else result.targets,
         "states": None if result is None else [str(state) for state in result.health[LAYER].state],
-        "seen": seen,
+        "seen": list(SEEN),
         "error": error,
     }
 
@@ -129,7 +133,7 @@ SCENES: dict[str, Callable[[Path], dict[str, Any]]] = {
         folder, cb(4), Classifier(), DataLoader(Spots(24), 8, sampler=SubsetRandomSampler(range(12, 24)))
     ),
     "ddp_stream": lambda folder: fit(folder, cb(), Classifier(), DataLoader(ShardedStream(), 8)),
-    "ddp_no_stream": lambda folder: fit(folder, cb([3]), Classifier(), DataLoader(ShardedStream(), 8)),
+    "ddp_positions_of_stream": lambda folder: fit(folder, cb([3]), Classifier(), DataLoader(ShardedStream(), 8)),
     "fsdp": lambda folder: fit(folder, cb(target=["predicted", "label"]), Sharded(), **fsdp()),
     "fsdp_without": lambda folder: fit(folder, None, Sharded(), **fsdp()),
     "fsdp_auto": lambda folder: fit(folder, cb(target_layers="auto"), Sharded(), num_sanity_val_steps=2, **fsdp()),

@@ -119,12 +119,13 @@ def test_what_is_not_warned_of_is_on_record(how: str) -> None:
     assert len(sink.reports) == len(reporter.tracker.alerts) == 1
 
 
-def test_another_training_is_told_again() -> None:
-    reporter = opened()
-    assert len(publish(reporter, null())) == 1
-    reporter.reset()
-    assert len(publish(reporter, null())) == 1
-    assert len(reporter.tracker.alerts) == 2
+def test_another_run_is_told_again_and_goes_on_with_the_same_list() -> None:
+    first = opened()
+    assert len(publish(first, null())) == 1
+    second = AlertReporter("warn", alerts=first.tracker.alerts)
+    second.open([])
+    assert len(publish(second, null())) == 1
+    assert len(first.tracker.alerts) == 2
 
 
 # Warnings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from lightning.pytorch import Trainer
 from models import Classifier, loader
 
-from gradcam_callback import Diagnosis, GradCAMCallback, pages
+from gradcam_callback import GradCAMCallback, pages
 from gradcam_callback.cli import main
 from gradcam_callback.demo.classifier import ImageClassifier
 from gradcam_callback.demo.networks import ResidualNetwork
@@ -112,22 +113,19 @@ def test_a_model_that_raises_is_a_null(capsys):
     assert "forward_failed" in capsys.readouterr().out
 
 
-class AfterTwoBatches(GradCAMCallback):
-    """Has its probes when the second batch begins."""
-
-    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
-        assert batch_idx < 2
-        self.probes = batch if batch_idx else None
-
-    def diagnose(self, trainer, pl_module):
-        assert [len(entry) for entry in self.probes] == [8, 8]
-        return [("predicted", Diagnosis("layer", None, None, (), (), (), "", ""))]
-
-
 def test_batches_are_read_until_the_callbacks_have_their_probes():
+    read = []
+
+    class Counting(Classifier):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            read.append(len(batch[0]))
+            return batch
+
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    [report] = examine(trainer, [AfterTwoBatches()], Classifier(), loader(24))
-    assert report.diagnosis.layer == "layer"
+    [report] = examine(trainer, [GradCAMCallback("model.stage", probes=12)], Counting(), loader(32))
+    assert report.diagnosis.cause is None
+    assert "all 12 probes" in report.diagnosis.message
+    assert read == [8, 8]
 
 
 # A program
@@ -198,6 +196,7 @@ def test_a_lightning_cli_of_their_own(tmp_path):
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, "COLUMNS": "300"},  # so that no path is broken into lines
     )
     assert done.returncode == 1, done.stderr
     for words in ("conv · predicted · detached", "8 x 5 x 6 x 6", "train.py", "features = features.detach()"):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gradcam_callback import Cause, compute_cam
 from gradcam_callback.diagnosis import diagnoser as diagnosis
+from gradcam_callback.diagnosis import passes
 from gradcam_callback.engine import auto, explain
 from gradcam_callback.engine.device_results import DeviceResults
 from gradcam_callback.engine.replica import Replica, ReplicaOptions
@@ -221,15 +222,13 @@ def test_compute_cam_warns_of_weights_that_were_written_to(images: Tensor) -> No
 def test_each_pass_is_told_how_the_replica_is_made(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also the choice of "auto", the diagnosis and what goes across a cut."""
     told: list[ReplicaOptions] = []
-    for module in (auto, explain):
+    for module in (auto, explain, passes):
         original = module.run_in_replica
         monkeypatch.setattr(
             module,
             "run_in_replica",
             lambda model, job, options, original=original: (told.append(options), original(model, job, options))[1],
         )
-    isolated = diagnosis.isolated
-    monkeypatch.setattr(diagnosis, "isolated", lambda *given: (told.append(given[1]), isolated(*given))[1])
     model, options = Switchable(), ReplicaOptions()
     model.cut = 3
     watcher = ProbePass(CAMRequest.of("stem"), replica_options=options)

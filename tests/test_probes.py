@@ -569,12 +569,14 @@ class TestPreview:
         return next(iter(DataLoader(dataset, batch_size=6)))
 
     def test_first_images_of_a_batch(self) -> None:
-        for source in (ValidationProbes(), ValidationProbes(indices=[50]), ValidationProbes(n=3, seed=1)):
+        """No more than are asked for, and than there will be probes."""
+        sources = {ValidationProbes(): 4, ValidationProbes(indices=[50]): 1, ValidationProbes(n=3, seed=1): 3}
+        for source, count in sources.items():
             for loader_idx in (0, None):
                 probes = source.start(CaptureContext([Numbered()])).preview(self.batch(Numbered()), loader_idx, 4)
                 assert probes is not None
-                assert found(probes) == [0, 1, 2, 3]
-                assert labels_of(probes) == [0, 1, 2, 0]
+                assert found(probes) == [0, 1, 2, 3][:count]
+                assert labels_of(probes) == [0, 1, 2, 0][:count]
                 assert (probes.indices, probes.notices, probes.missing) == (None, (), ())
 
     def test_each_process_takes_its_own_batch(self) -> None:

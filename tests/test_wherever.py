@@ -72,22 +72,27 @@ def check(run: Run, network: nn.Module | None = None, bound: float = 1e-5) -> No
 # Precision
 
 
+SEEN: dict[str, set[tuple[Any, ...]]] = {}
+NOW = ["probes"]
+
+
+def note(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    """A hook; what it writes to is global, and shared with a replica."""
+    kind = args[0].device.type
+    mixed = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), torch.get_default_dtype()
+    SEEN[NOW[0]].add((args[0].dtype, output.dtype, *mixed))
+
+
 class Watching(Classifier):
     """Notes in which types and modes its network runs, in validation and elsewhere."""
 
     def __init__(self) -> None:
         super().__init__()
-        seen: dict[str, set[tuple[Any, ...]]] = {"validation": set(), "training": set(), "probes": set()}
-        now = ["probes"]
-
-        def note(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            kind = args[0].device.type
-            mixed = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), torch.get_default_dtype()
-            seen[now[0]].add((args[0].dtype, output.dtype, *mixed))
-
+        SEEN.update({"validation": set(), "training": set(), "probes": set()})
         self.model.stage.register_forward_hook(note)
-        self.seen = lambda: seen
-        self.now = lambda name: now.__setitem__(0, name)
+
+    def now(self, name: str) -> None:
+        NOW[0] = name
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.now("training")
@@ -115,9 +120,9 @@ PRECISIONS = {
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_probes_go_through_the_forward_as_validation_does(run: MakeRun, precision: str) -> None:
-    fit = run(cb(), Watching(), precision=precision, max_epochs=1).fit()
+    run(cb(), Watching(), precision=precision, max_epochs=1).fit()
 
-    seen = fit.module.seen()
+    seen = SEEN
     assert seen["probes"] == seen["validation"]
     [(_, made, mixed, *_)] = seen["probes"]
     assert made == PRECISIONS[precision]
@@ -138,7 +143,7 @@ def test_half_precision_mixed_is_not_for_the_cpu_and_the_run_goes_on_in_bfloat16
     fit = run(cb(), Watching(), precision="16-mixed", max_epochs=1).fit()
 
     assert fit.trainer.precision == "bf16-mixed"
-    assert {made for _, made, *_ in fit.module.seen()["probes"]} == {torch.bfloat16}
+    assert {made for _, made, *_ in SEEN["probes"]} == {torch.bfloat16}
     check(fit, bound=COARSE[torch.bfloat16])
 
 
@@ -395,7 +400,7 @@ def test_maps_on_a_gpu(tmp_path: Path, precision: str) -> None:
     torch.backends.cudnn.allow_tf32 = False
     try:
         fit = on_gpu(tmp_path, cb(), Watching(), precision=precision)
-        seen = fit.module.seen()
+        seen = SEEN
         assert seen["probes"] == seen["validation"]
         [(_, made, *_)] = seen["probes"]
         check(fit, bound=0.05 if made in COARSE else 1e-4)

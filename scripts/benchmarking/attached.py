@@ -95,10 +95,11 @@ class Switched(GradCAMCallback):
         if self.on:
             super().on_validation_epoch_end(trainer, pl_module)
 
-    def finish(self) -> None:
-        """Wait for the thread."""
-        if self._journal._writer is not None:
-            self._journal._writer.flush()
+    def finish(self, trainer: pl.Trainer) -> None:
+        """Wait for the thread; the next report starts another."""
+        writer = self._session_of(trainer).reporter._alerts._writer
+        if writer is not None:
+            writer.close()
 
 
 class Alternation(pl.Callback):
@@ -127,7 +128,7 @@ class Alternation(pl.Callback):
                 trainer.should_stop = True
                 return []
             self.callback.on = on
-            taken = seconds(lambda: (run(), self.callback.finish()), self.device)
+            taken = seconds(lambda: (run(), self.callback.finish(trainer)), self.device)
             (self.attached if on else self.without).append(taken)
             if on:
                 self.hold.append(float(trainer.callback_metrics["gradcam/seconds"]))

@@ -61,7 +61,7 @@ class Ledger(pl.Callback):
         self.sizes: list[int] = []
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.callback.finish()
+        self.callback.finish(trainer)
         logger = trainer.loggers[0]
         assert isinstance(logger, TensorBoardLogger)
         logger.experiment.flush()
