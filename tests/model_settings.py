@@ -225,6 +225,24 @@ class Reduced(Plain):
         return Reduced, (self.calls, self.held)
 
 
+class WithArguments:
+    """Is made with arguments, and keeps what it has in slots."""
+
+    __slots__ = ("calls",)
+
+    def __new__(cls, calls: list[int]) -> Any:
+        made = super().__new__(cls)
+        made.calls = calls
+        return made
+
+    def __getnewargs__(self) -> Any:
+        return ([],)
+
+    def count(self) -> int:
+        self.calls.append(1)
+        return len(self.calls)
+
+
 class CopiedItself(Plain):
     def __deepcopy__(self, memo: Any) -> Any:
         return CopiedItself(self.calls, list(self.held))
@@ -246,6 +264,7 @@ holding("an object with a lock", Locked, Locked.count)
 holding("an object that answers for any attribute", Evasive, Plain.count)
 holding("an object with a state of its own", Pickled, Plain.count)
 holding("an object with a reduction", Reduced, Plain.count)
+holding("an object that is made with arguments", lambda: WithArguments([1]), WithArguments.count)
 holding("an object that copies itself", CopiedItself, Plain.count)
 holding("an object in a list in a dict", lambda: {"a": [Plain()]}, lambda held: held["a"][0].count())
 holding(
@@ -276,9 +295,17 @@ holding("a method of a generator", lambda: random.Random(3).random, lambda held:
 holding("a method of a generator of NumPy", lambda: np.random.default_rng(3).random, lambda held: float(held()))
 holding(
     "the process's generators",
-    lambda: (torch.default_generator, random._inst, np.random.mtrand._rand),
-    lambda held: torch.rand((), generator=held[0]) + held[1].random() + float(held[2].rand()),
-)  # type: ignore[attr-defined]
+    lambda: (torch.default_generator, random._inst, np.random.mtrand._rand),  # type: ignore[attr-defined]
+    # Each with the generator itself and by way of the module: it is one row of numbers.
+    lambda held: (
+        torch.rand((), generator=held[0])
+        + 2 * torch.rand(())
+        + held[1].random()
+        + 2 * random.random()
+        + float(held[2].rand())
+        + 2 * np.random.rand()
+    ),
+)
 setting("random numbers", act=lambda m, v: torch.rand(()) + random.random() + np.random.rand())
 
 # Tensors and arrays
