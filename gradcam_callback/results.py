@@ -17,9 +17,6 @@ from torch import Tensor
 
 from gradcam_callback.causes import Cause
 
-Target = str | int | Sequence[int] | Tensor
-"""The class to explain: "predicted", one for all samples, or one a sample (a list or an integer tensor)."""
-
 
 class GradientState(str, Enum):
     """What the gradient of one probe at one layer is worth."""
