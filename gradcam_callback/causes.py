@@ -46,9 +46,6 @@ class CallbackIssue(str, Enum):
         return self.value
 
 
-DOCS = "https://github.com/gradcam-callback/gradcam_callback/blob/main/docs/why-is-my-gradient-none.md"
-"""The page about the causes; the slug of each is an anchor in it."""
-
 UNKNOWN_MEANING = "the score does not depend on it through anything that autograd can follow"
 UNKNOWN_REMEDY = (
     "Between this layer and the score, look for detach() or .data, requires_grad = False, a no_grad block, a way "

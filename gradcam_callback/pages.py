@@ -8,12 +8,12 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import urljoin
 
-from gradcam_callback.causes import DOCS
 from gradcam_callback.errors import BadInputError
 
 REPOSITORY = "https://github.com/gradcam-callback/gradcam_callback"
 CONFIGS = f"{REPOSITORY}/tree/main/configs"
 PAGE = "docs/why-is-my-gradient-none.md"
+_ADDRESS = f"{REPOSITORY}/blob/main/{PAGE}"
 
 _ROW = re.compile(r"^\| \[`(\w+)`\]\(#\w+\) \| (.+) \|$", re.MULTILINE)
 _HEADING = re.compile(r"(#+) (.+)")
@@ -22,7 +22,7 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 def url(slug: str) -> str:
     """The address of what is written about a cause or an alert."""
-    return f"{DOCS}#{slug}"
+    return f"{_ADDRESS}#{slug}"
 
 
 def contents() -> dict[str, str]:
@@ -68,5 +68,5 @@ def _lines_of(title: str) -> list[str]:
         if heading is not None and heading[2] == title:
             depth = len(heading[1])
         if depth:
-            lines.append(line if in_code else _LINK.sub(lambda found: f"]({urljoin(DOCS, found[1])})", line))
+            lines.append(line if in_code else _LINK.sub(lambda found: f"]({urljoin(_ADDRESS, found[1])})", line))
     return lines

@@ -9,7 +9,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from gradcam_callback.causes import DOCS, CallbackIssue, Cause
+from gradcam_callback import pages
+from gradcam_callback.causes import CallbackIssue, Cause
 from gradcam_callback.results import Diagnosis, SourceLocation
 from gradcam_callback.source_lines import mask_secrets, source_line
 
@@ -193,7 +194,7 @@ class Alert:
         parts.append(f"**What to do.** {self.remedy}")
         if isinstance(finding.cause, Cause):
             slug = finding.cause.value
-            parts.append(f"**More.** [{slug}]({DOCS}#{slug}), or `gradcam-callback explain-cause {slug}`")
+            parts.append(f"**More.** [{slug}]({pages.url(slug)}), or `gradcam-callback explain-cause {slug}`")
         return "\n\n".join(parts)
 
     def __str__(self) -> str:
