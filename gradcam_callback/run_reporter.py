@@ -68,8 +68,7 @@ class RunReporter:
     def log_scalars(self, trainer: Trainer, pl_module: LightningModule, scalars: Mapping[str, float]) -> None:
         """Log scalars for other callbacks and for every logger."""
         errors = trainer_context.log_scalars(trainer, pl_module, dict(scalars))
-        failed = [findings.failed("logging", "The scalars could not be logged", error) for error in errors[:1]]
-        self.record(trainer, ["logging"], failed)
+        self.record(trainer, ["logging"], [findings.not_logged(error) for error in errors[:1]])
 
     def close(self, trainer: Trainer) -> None:
         """Bring to the disk what waits, and end the thread."""
@@ -100,8 +99,7 @@ class RunReporter:
         if result.portion is not None:
             found.append(findings.short_of_memory(result.portion))
         if result.modified_weights:
-            modules = dict.fromkeys(name.rpartition(".")[0] for name in result.modified_weights)
-            found.append(findings.weights_modified(list(modules)))
+            found.append(findings.weights_modified(result.modified_weights))
         subjects = ["forward", "diagnosis", "memory", "weights", *result.results[0].health]
         self.record(trainer, subjects, found)
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
@@ -119,7 +119,7 @@ def replica_options(trainer: Trainer) -> ReplicaOptions:
         experiment = getattr(logger, "_experiment", None)  # `logger.experiment` would make one
         if experiment is not None:
             substitutes.append((experiment, DummyLogger().experiment))
-    shared = (Trainer, LightningDataModule, Callback, Logger)
+    shared = (Trainer, LightningDataModule, Logger)
     return ReplicaOptions(substitutes=tuple(substitutes), shared_types=shared, prepare=_mute)
 
 

@@ -250,11 +250,11 @@ def test_a_path_is_told_from_the_working_directory_or_by_its_name(monkeypatch: A
 
 
 def test_what_is_said_of_the_callbacks_own_troubles() -> None:
-    found = [weights_modified(["model.norm", ""]), probes_missing([9, 12]), *hidden_channels(6)]
+    found = [weights_modified(["model.norm.weight", "scale"]), probes_missing([9, 12]), *hidden_channels(6)]
     assert [str(one.cause) for one in found] == ["weights_modified", "probes_missing", "channels_hidden"]
     assert [one.message for one in found] == [
-        "The forward pass of the probes wrote into weights, which the training shares: those of 'model.norm', "
-        "the model itself.",
+        "The model's forward writes in place to weights: 'model.norm.weight', 'scale' (in 'model.norm', the model "
+        "itself). The pass that computes maps shares the weights, so those of the training have changed.",
         "There are no probes for positions 9, 12: the validation did not get that far.",
         "The images have 6 channels, as if 2 were stacked, and the panels show channels 0, 1, 2. A map that belongs to "
         "another image lies over the wrong one.",

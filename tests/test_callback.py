@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import logging
 import pickle
@@ -43,6 +44,7 @@ from gradcam_callback import (
     ValidationProbes,
     compute_cam,
 )
+from gradcam_callback.reporting.sinks.disk_space import NoSpaceError
 
 MakeRun = Callable[..., Run]
 
@@ -444,18 +446,26 @@ def test_with_a_csv_logger_alone_panels_and_alerts_lie_in_its_folder(run: MakeRu
     assert fit.our_warnings() == []
 
 
-def test_a_logger_that_fails_leaves_the_others_alone(run: MakeRun, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (ConnectionError("nobody there"), "callback_failed"),
+        (NoSpaceError(errno.ENOSPC, "No space left on device"), "writing_failed"),
+    ],
+    ids=["no connection", "no space"],
+)
+def test_a_logger_that_fails_leaves_the_others_alone(run: MakeRun, tmp_path: Path, error: OSError, cause: str) -> None:
     class Failing(CSVLogger):
         def log_metrics(self, metrics: Any, step: int | None = None) -> None:
             if "gradcam/seconds" in metrics and step == 2 * STEPS:
-                raise ConnectionError("nobody there")
+                raise error
             super().log_metrics(metrics, step)
 
     board = TensorBoardLogger(tmp_path, name="", version="")
     fit = run(cb(), logger=[Failing(tmp_path / "csv"), board]).fit()
 
     assert fit.events.steps("gradcam/null_gradients") == [STEPS, 2 * STEPS, 3 * STEPS]
-    assert fit.alerts == [("raised", "logging", "callback_failed", 1), ("cleared", "logging", "callback_failed", 2)]
+    assert fit.alerts == [("raised", "logging", cause, 1), ("cleared", "logging", cause, 2)]
 
 
 @pytest.mark.parametrize("logger", [True, False], ids=["with a logger", "without"])

@@ -561,6 +561,38 @@ def test_the_order_decides_whose_map_is_drawn(tmp_path: Path, ours_first: bool) 
     assert not torch.allclose(drawn, other, rtol=1e-3)
 
 
+class ActivationCounter(Callback):
+    """Counts what it sees through a hook on the model, as callbacks that log activations do."""
+
+    def __init__(self) -> None:
+        self.seen, self.handle = 0, None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.handle is None:
+            self.handle = pl_module.model.stage.register_forward_hook(self._count)
+
+    def _count(self, *args: Any) -> None:
+        self.seen += 1
+
+
+def test_a_hook_bound_to_another_callback_does_not_count_our_passes(tmp_path: Path) -> None:
+    def seen(name: str, ours: list[Callback]) -> int:
+        counter = ActivationCounter()
+        train(Case(others=lambda: [counter]), tmp_path / name, ours)
+        return counter.seen
+
+    assert seen("with", one()) == seen("without", []) > 0
+
+
+def test_our_callback_may_hang_on_the_module(tmp_path: Path) -> None:
+    [callback] = one()
+    module = Classifier()
+    module.watcher = callback
+    train(Case(lambda: module), tmp_path, [callback])
+    assert callback.last_result is not None
+    assert callback.alerts == []
+
+
 # Tuning
 
 

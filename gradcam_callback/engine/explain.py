@@ -26,6 +26,7 @@ from gradcam_callback.errors import BadInputError
 from gradcam_callback.results import CAMResult, GradientState, split_call
 
 _NO_OPTIONS = ReplicaOptions()
+MODIFIED_REMEDY = "Have forward write to a buffer, or to a copy of them, or in training mode alone."
 
 
 def compute_cam(
@@ -71,21 +72,23 @@ def compute_cam(
         if verdict.cause is Cause.UNSUPPORTED_OUTPUT:
             raise BadInputError(verdict.detail + f" Choose a layer before {layer!r} that returns maps.")
     if results.modified_weights:
-        warnings.warn(describe_modified(results.modified_weights), UserWarning, stacklevel=2)
+        message = f"{describe_modified(results.modified_weights)} {MODIFIED_REMEDY}"
+        warnings.warn(message, UserWarning, stacklevel=2)
     return result
 
 
 def describe_modified(weights: Sequence[str]) -> str:
-    """What to say of weights that a pass has written to: which they are, in which modules, and what to do.
+    """What to say of weights that a pass has written to: which they are, and in which modules.
 
     Args:
         weights: Their dotted names, as of `Replica.modified_weights`.
     """
-    modules = dict.fromkeys(repr(name.rpartition(".")[0] or "the model itself") for name in weights if "(" not in name)
+    owners = [name.rpartition(".")[0] for name in weights if "(" not in name]
+    modules = dict.fromkeys(repr(owner) if owner else "the model itself" for owner in owners)
     where = f" (in {', '.join(modules)})" if modules else ""
     return (
         f"The model's forward writes in place to weights: {', '.join(map(repr, weights))}{where}. The pass that "
-        "computes maps shares the weights, so they have changed. Have forward write to a buffer, or to a copy of them."
+        "computes maps shares the weights, so those of the training have changed."
     )
 
 

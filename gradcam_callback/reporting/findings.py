@@ -7,7 +7,9 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from gradcam_callback.causes import CallbackIssue, Cause, meaning, remedy
+from gradcam_callback.engine.explain import MODIFIED_REMEDY, describe_modified
 from gradcam_callback.reporting.alerts import Finding
+from gradcam_callback.reporting.sinks.disk_space import NoSpaceError
 from gradcam_callback.results import CAMResult, Diagnosis, GradientState, LayerHealth, name_probes, name_share
 
 _STATES = {
@@ -43,16 +45,13 @@ def find_nulls(
     return findings
 
 
-def weights_modified(modules: Sequence[str]) -> Finding:
+def weights_modified(weights: Sequence[str]) -> Finding:
     """What is wrong where a forward pass wrote into weights, which the replica shares with the model that trains.
 
     Args:
-        modules: The dotted names of the modules that own these weights; "" is the model itself.
+        weights: Their dotted names.
     """
-    named = ", ".join(repr(module) if module else "the model itself" for module in modules)
-    message = f"The forward pass of the probes wrote into weights, which the training shares: those of {named}."
-    advice = "Do not change weights in forward; do it in a training hook, or in training mode alone."
-    return Finding("weights", CallbackIssue.WEIGHTS_MODIFIED, (), (), message, advice)
+    return Finding("weights", CallbackIssue.WEIGHTS_MODIFIED, (), (), describe_modified(weights), MODIFIED_REMEDY)
 
 
 def probes_missing(positions: Sequence[int]) -> Finding:
@@ -116,6 +115,13 @@ def not_written(failures: Sequence[str]) -> Finding:
     """
     advice = "Look for a full disk, or a log directory that is gone or cannot be written to. The training goes on."
     return Finding("writing", CallbackIssue.WRITING_FAILED, (), (), " ".join(dict.fromkeys(failures)), advice)
+
+
+def not_logged(error: Exception) -> Finding:
+    """What is wrong where a logger did not take the scalars."""
+    if isinstance(error, NoSpaceError):
+        return replace(not_written([f"The scalars could not be logged: {error}."]), subject="logging")
+    return failed("logging", "The scalars could not be logged", error)
 
 
 def failed(subject: str, what: str, error: Exception) -> Finding:
