@@ -17,6 +17,7 @@ from gradcam_callback.causes import Cause
 
 Fault = Callable[[Tensor], Tensor]
 MARK = "# ends here"
+FINE = 2.0**40  # steps of one: activations of random weights are small, and must not all be rounded to zero
 CUTS: dict[Fault, Cause] = {}
 OTHERS: dict[Fault, Cause] = {}
 HARMLESS: list[Fault] = []
@@ -165,7 +166,7 @@ def changed_after_save(x: Tensor) -> Tensor:
 
 @ends(OTHERS, Cause.ZERO_GRADIENT)
 def rounded(x: Tensor) -> Tensor:
-    return (x * 64).round() / 64  # ends here
+    return (x * FINE).round() / FINE  # ends here
 
 
 @ends(OTHERS, Cause.ZERO_GRADIENT)
@@ -196,7 +197,7 @@ def bookkeeping(x: Tensor) -> Tensor:
 
 @harmless
 def straight_through(x: Tensor) -> Tensor:
-    return x + ((x * 64).round() / 64 - x).detach()
+    return x + ((x * FINE).round() / FINE - x).detach()
 
 
 @harmless
