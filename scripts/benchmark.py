@@ -29,7 +29,7 @@ from benchmarking.report import Goal, device_name, render_goals, say, versions
 EPOCHS = 200  # of the long training
 TITLES = {
     "passes": "A probe pass",
-    "attached": "A validation with the callback and 16 probes",
+    "attached": "A validation with the callback and 8 probes",
     "growth": "A long training",
 }
 
@@ -68,7 +68,7 @@ def measured(name: str, given: argparse.Namespace, budget: Budget) -> tuple[list
 
     if name == "attached":
         cases = attached.cases(given.device, quick=given.quick)
-        # Two percent are a small thing to see: thrice the time.
+        # One percent is a small thing to see: thrice the time.
         patient = Budget(budget.rounds, 3 * budget.seconds)
         epochs = [attached.measure(case, patient, given.device) for case in cases]
         return epochs, attached.goals(epochs), attached.render(epochs)

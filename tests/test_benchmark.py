@@ -16,7 +16,7 @@ TOOLS = ["forward alone", "least work", "gradcam_callback"]
 LIMITS = {
     "probe pass: time over the least work": 1.10,
     "probe pass: memory over the least work": 1.25,
-    "attached: validation over one without": 1.02,
+    "attached: hold over a validation without": 0.01,
     "attached: hold over a forward of the probes": 1.3,
     "growth: last quarter of the epochs over the first": 1.10,
 }
@@ -65,7 +65,7 @@ def test_validations_are_measured_with_and_without_the_callback(quick: tuple[str
     assert (demo["what"], demo["layer"], demo["batches"]) == ("the demo", "network.stages.3", 1)
     assert other["batches"] == 2
     for row in (demo, other):
-        assert (row["probes"], row["rounds"]) == (16, 1)
+        assert (row["probes"], row["rounds"]) == (8, 1)
         assert row["milliseconds_with"] > row["hold_milliseconds"] > 0
         assert row["over_without"]["median"] == row["milliseconds_with"] / row["milliseconds_without"]
 

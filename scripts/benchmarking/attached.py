@@ -33,9 +33,9 @@ from gradcam_callback.demo.classifier import ImageClassifier
 from gradcam_callback.demo.data import ClutteredMNISTData
 from gradcam_callback.demo.networks import ResidualNetwork
 
-EPOCH_LIMIT = 1.02  # a validation with the callback over one without
-HOLD_LIMIT = 1.3  # how long the callback holds the loop, over one forward pass of its probes; of a large network
-PROBES = 16
+LENGTH_LIMIT = 0.01  # how long the callback holds the loop, over a validation without it; of a large network
+HOLD_LIMIT = 1.3  # the same, over one forward pass of its probes
+PROBES = 8  # as the callback has them by default
 DEMO_NAME = "the demo"
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
@@ -263,9 +263,9 @@ def quiet() -> Iterator[None]:
 def goals(rows: Sequence[Epoch]) -> list[Goal]:
     found = []
     for row in rows:
-        found.append(Goal.of("attached: validation over one without", row.what, EPOCH_LIMIT, row.over_without.median))
         if row.what != DEMO_NAME:  # its forward pass takes less than the drawing
-            hold = row.hold_over_forward.median
+            length, hold = row.hold_over_without.median, row.hold_over_forward.median
+            found.append(Goal.of("attached: hold over a validation without", row.what, LENGTH_LIMIT, length))
             found.append(Goal.of("attached: hold over a forward of the probes", row.what, HOLD_LIMIT, hold))
     return found
 
