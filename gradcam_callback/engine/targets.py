@@ -14,7 +14,8 @@ from gradcam_callback.errors import BadInputError
 
 # By the names of autograd's nodes, with what torch makes of a view or of a cast among them.
 _NORMALISING = {"Sigmoid", "Softmax", "SafeSoftmax"}
-_RESHAPING = {"View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Alias", "ToCopy", "Clone", "Clamp", "T"}
+_RESHAPING = {"View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Slice", "T"}
+_RESHAPING |= {"Alias", "ToCopy", "Clone", "Clamp"}
 
 OutputSpec = str | int | Callable[[Any], Any] | None
 """Where the logits are in what a model returned: a key or attribute, an index, a function; None finds them."""

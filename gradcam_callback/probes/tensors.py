@@ -119,8 +119,8 @@ def fixed_seed(seed: int = 0) -> Iterator[None]:
 
 
 def _device_in_use() -> tuple[str, list[int]]:
-    accelerator = torch.accelerator.current_accelerator()
-    if accelerator is None or not torch.accelerator.is_available():
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None:
         return "cuda", []
     is_initialized = getattr(torch.get_device_module(accelerator.type), "is_initialized", lambda: True)
     return accelerator.type, [torch.accelerator.current_device_index()] if is_initialized() else []
