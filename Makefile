@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUNS ?= runs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo broken test test-all test-oldest lint format bench tensorboard clean
+.PHONY: help demo broken test test-all test-oldest coverage lint format bench tensorboard clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -29,7 +29,10 @@ test: $(VENV)/.ready  ## Run the tests (under ten minutes on two cores)
 	$(BIN)/python -m pytest -n 2
 
 test-all: $(VENV)/.ready  ## Run the slow tests too
-	$(BIN)/python -m pytest -n 2 -m 'not gpu'
+	$(BIN)/python -m pytest -n 2 -m 'not gpu and not coverage'
+
+coverage: $(VENV)/.ready  ## Try every network, and write benchmarks/coverage.md (half an hour)
+	$(BIN)/python -m pytest -n 2 -m 'coverage or not coverage' tests/test_coverage.py --coverage-table benchmarks/coverage.md
 
 test-oldest:  ## Run the tests on the oldest supported versions, in an environment of its own
 	$(MAKE) VENV=.venv-oldest .venv-oldest/.oldest

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from gradcam_callback.engine.layer_listing import ListedLayer
 from gradcam_callback.engine.layers import AUTO
 from gradcam_callback.options import OnNull, Scale, TargetSpec
 from gradcam_callback.probes import ProbeSet, ProbeSource
@@ -64,6 +65,9 @@ class GradCAMCallback(Callback):
         method: `gradcam`, `gradcam++`, `hirescam`, `xgradcam` or `layercam`.
         output: Where the logits are in what forward returns: a key, an index, or from Python a function; by default
             they are found.
+        layout: How the layers' outputs lie in space: `nchw`, `nhwc`, `tokens`, a grid of tokens with the number or the
+            positions of the extra ones (`{grid: [14, 14], extras: 1}`), or the dotted name of a function from a tensor
+            to `(N, K, h, w)`; by default it is found.
         every_n_epochs: Epochs between two probe passes; epoch 0 always has one.
         on_null: What to do about a probe without a usable gradient: `warn`; `raise` ends the run with a
             GradientNullError, before the first training step if it is so from the start; `ignore` does not warn, and
@@ -100,6 +104,7 @@ class GradCAMCallback(Callback):
         target: TargetSpec | Sequence[TargetSpec] = "predicted",
         method: str = "gradcam",
         output: int | str | Callable[[Any], Any] | None = None,
+        layout: str | dict[str, Any] | Callable[[Any], Any] | None = None,
         every_n_epochs: int = 1,
         on_null: OnNull = "warn",
         bridge: bool = True,
@@ -119,6 +124,7 @@ class GradCAMCallback(Callback):
             target=target,
             method=method,
             output=output,
+            layout=layout,
             every_n_epochs=every_n_epochs,
             on_null=on_null,
             bridge=bridge,
@@ -241,6 +247,14 @@ class GradCAMCallback(Callback):
             ValueError: There are no probes, or an option turns out impossible: there is no such layer or class.
         """
         return self._session_of(trainer).diagnose(trainer, pl_module)
+
+    def list_layers(self, trainer: Trainer, pl_module: LightningModule) -> list[ListedLayer]:
+        """List the layers of the model, and which of them "auto" takes; to be called when `diagnose` may be.
+
+        Raises:
+            ValueError: There are no probes.
+        """
+        return self._session_of(trainer).list_layers(trainer, pl_module)
 
     # Across runs
 

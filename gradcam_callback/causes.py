@@ -107,8 +107,8 @@ _WORDING: dict[Cause, tuple[str, str]] = {
         "Look for a division by zero, a logarithm or root of zero, an overflow in half precision, or diverged weights.",
     ),
     Cause.UNSUPPORTED_OUTPUT: (
-        "the layer's output is no tensor with space in it",
-        "Choose a layer that returns maps (N, K, h, w), such as the last convolutional block.",
+        "the layer's output has no rows and columns, or it cannot be told how they lie",
+        "Choose a layer that returns maps or tokens, such as the last block, or say with `layout` how its output lies.",
     ),
     Cause.FORWARD_FAILED: (
         "the model raised",

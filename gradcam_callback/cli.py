@@ -1,4 +1,4 @@
-"""The command `gradcam-callback`: LightningCLI with fit, validate, test and doctor; and `explain-cause`."""
+"""The command `gradcam-callback`: LightningCLI with fit, validate, test, doctor and layers; and `explain-cause`."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ Start here:
   gradcam-callback fit --help                        every option; those of the callback come last
   gradcam-callback doctor --config FILE              why is my gradient None? without training; same file as fit
   gradcam-callback doctor train.py fit ...           the same for a program of yours, LightningCLI or not
+  gradcam-callback layers --config FILE              which layers there are, and which one `auto` takes, and why
   gradcam-callback explain-cause [SLUG]              what an alert means, e.g. detached
 
 Documentation: {pages.REPOSITORY}
@@ -123,14 +124,14 @@ class GradCAMCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """LightningCLI's subcommands but `predict`, in which nothing is validated; and the doctor."""
+        """LightningCLI's subcommands but `predict`, in which nothing is validated; the doctor; the list of layers."""
         known = {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
-        return {**known, "doctor": {"model", "datamodule"}}
+        return {**known, **{name: {"model", "datamodule"} for name in ("doctor", "layers")}}
 
     def before_instantiate_classes(self) -> None:
-        """Give the doctor one device: more would tell it nothing new."""
-        if self.subcommand == "doctor":
-            trainer = self.config.doctor.trainer
+        """Give a command that only looks one device: more would tell it nothing new."""
+        if self.subcommand in ("doctor", "layers"):
+            trainer = self.config[self.subcommand].trainer
             trainer.devices = trainer.num_nodes = 1
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:

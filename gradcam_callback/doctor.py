@@ -1,4 +1,4 @@
-"""`gradcam-callback doctor`: follows the gradient once, without training, in a Trainer of ours or of a user's program.
+"""`gradcam-callback doctor` and `layers`: look at a model once, without training, in a Trainer of ours or the user's.
 
 An examination is a validation in which the model's own `validation_step` is left out: batches are read until the
 callbacks have their probes, then they diagnose.
@@ -13,15 +13,17 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from gradcam_callback.callback import GradCAMCallback
+from gradcam_callback.engine.layer_listing import ListedLayer
 from gradcam_callback.errors import BadInputError, ForwardFailedError
-from gradcam_callback.reporting.terminal import Report, merge_targets, print_reports
+from gradcam_callback.reporting.terminal import Report, merge_targets, print_layers, print_reports
 
+T = TypeVar("T")
 HEALTHY, NULL, COULD_NOT_RUN = 0, 1, 2
 
 
@@ -49,6 +51,28 @@ class DoctorTrainer(Trainer):
         with _stdout_for_reports(json):
             reports = examine(self, _callbacks_of(self), model, datamodule=datamodule, ckpt_path=ckpt_path)
         _conclude(reports, json)
+
+    def layers(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        json: bool = False,
+    ) -> None:
+        """Take a probe, run the model, and list its layers: what they return, and which of them `auto` takes, and why.
+
+        Nothing is trained, and nothing is written to the disk.
+
+        Args:
+            model: The model; given in the configuration.
+            datamodule: The data; given in the configuration.
+            ckpt_path: A checkpoint whose weights are taken; by default, the fresh model.
+            json: Print JSON for machines instead of a table for people.
+        """
+        callbacks = _callbacks_of(self)[:1] or [GradCAMCallback(probes=1)]
+        with _stdout_for_reports(json):
+            listed = ask(self, callbacks, _list_layers, model, datamodule=datamodule, ckpt_path=ckpt_path)
+        print_layers(listed, as_json=json)
 
 
 def examine_program(command: Sequence[str], *, as_json: bool) -> NoReturn:
@@ -103,11 +127,26 @@ def examine(
     datamodule: LightningDataModule | None = None,
     **options: Any,
 ) -> list[Report]:
-    """Have callbacks diagnose a model where it and its data are as in a validation.
+    """Have callbacks diagnose a model where it and its data are as in a validation; see `ask`."""
+    return ask(trainer, callbacks, _diagnose, model, dataloaders, datamodule=datamodule, **options)
+
+
+def ask(
+    trainer: Trainer,
+    callbacks: Sequence[GradCAMCallback],
+    question: Callable[[GradCAMCallback, Trainer, LightningModule], list[T]],
+    model: LightningModule,
+    dataloaders: Any = None,
+    *,
+    datamodule: LightningDataModule | None = None,
+    **options: Any,
+) -> list[T]:
+    """Ask callbacks something about a model where it and its data are as in a validation.
 
     Args:
         trainer: Is not fit for anything else afterwards.
         callbacks: Take the place of the trainer's own.
+        question: Is put to each, once it has its probes.
         model: The model.
         dataloaders: The validation data, if it is not in `datamodule`.
         datamodule: The data.
@@ -126,7 +165,7 @@ def examine(
             f"The trainer wants {trainer.world_size} processes, and the doctor examines in one. Give it one device: "
             "`--trainer.devices 1` for a LightningCLI, `devices=1` in Python."
         )
-    examination = _Examination(callbacks)
+    examination = _Examination(callbacks, question)
     trainer.callbacks = [examination]  # type: ignore[attr-defined]
     trainer.loggers = [DummyLogger()]  # hooks of the model may write to it
     trainer.validate_loop.inference_mode = False  # a validation in `fit` is under no_grad
@@ -137,24 +176,29 @@ def examine(
         stack.enter_context(_replaced(model, "validation_step", lambda *_, **__: None))
         stack.enter_context(suppress(_Examined))
         trainer.validate(model, dataloaders, datamodule=datamodule, verbose=False, **options)
-    if examination.reports is None:
+    if examination.answers is None:
         raise BadInputError(
             "There is no batch of validation data to take probes from. Give the trainer validation data, and a "
             "`limit_val_batches` above 0."
         )
-    return examination.reports
+    return examination.answers
 
 
 class _Examined(Exception):  # noqa: N818  # no error
     """Ends the validation: all is known."""
 
 
-class _Examination(Callback):
-    """Hands the batches of a validation on to the callbacks until they have their probes; then they diagnose."""
+class _Examination(Callback, Generic[T]):
+    """Hands the batches of a validation on to the callbacks until they have their probes; then they are asked."""
 
-    def __init__(self, callbacks: Sequence[GradCAMCallback]) -> None:
-        self.reports: list[Report] | None = None
+    def __init__(
+        self,
+        callbacks: Sequence[GradCAMCallback],
+        question: Callable[[GradCAMCallback, Trainer, LightningModule], list[T]],
+    ) -> None:
+        self.answers: list[T] | None = None
         self._callbacks = callbacks
+        self._question = question
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for callback in self._callbacks:
@@ -164,20 +208,28 @@ class _Examination(Callback):
         for callback in self._callbacks:
             callback.on_validation_batch_start(trainer, pl_module, *args)
         if not any(callback.wants_batches(trainer) for callback in self._callbacks):
-            self._diagnose(trainer, pl_module)
+            self._ask(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._diagnose(trainer, pl_module)
+        self._ask(trainer, pl_module)
 
-    def _diagnose(self, trainer: Trainer, pl_module: LightningModule) -> NoReturn:
-        self.reports = []
+    def _ask(self, trainer: Trainer, pl_module: LightningModule) -> NoReturn:
+        self.answers = []
         for callback in self._callbacks:
-            try:
-                found = callback.diagnose(trainer, pl_module)
-            except ForwardFailedError as error:  # so there is no layer to choose, either
-                found = [("every target", error.diagnosis)]
-            self.reports += merge_targets(found)
+            self.answers += self._question(callback, trainer, pl_module)
         raise _Examined
+
+
+def _diagnose(callback: GradCAMCallback, trainer: Trainer, pl_module: LightningModule) -> list[Report]:
+    try:
+        found = callback.diagnose(trainer, pl_module)
+    except ForwardFailedError as error:  # so there is no layer to choose, either
+        found = [("every target", error.diagnosis)]
+    return merge_targets(found)
+
+
+def _list_layers(callback: GradCAMCallback, trainer: Trainer, pl_module: LightningModule) -> list[ListedLayer]:
+    return callback.list_layers(trainer, pl_module)
 
 
 def _callbacks_of(trainer: Trainer) -> list[GradCAMCallback]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
 from gradcam_callback import trainer_context
 from gradcam_callback.diagnosis.diagnoser import diagnose
+from gradcam_callback.engine.layer_listing import ListedLayer, list_layers
 from gradcam_callback.engine.replica import ReplicaOptions
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.errors import BadInputError
@@ -33,7 +35,7 @@ class Prober:
         self._settings = settings
         # Labels are known when the probes are; until then the first class stands in for them.
         stand_in = [0 if target == "label" else target for target in settings.targets]
-        request = CAMRequest.of(settings.target_layers, stand_in, settings.method, settings.output)
+        request = CAMRequest.of(settings.target_layers, stand_in, settings.method, settings.output, settings.layout)
         self._pass = ProbePass(request, bridge=settings.bridge)
 
     @property
@@ -50,25 +52,17 @@ class Prober:
         self._pass.processes = processes
         self._pass.resolve(pl_module)
 
-    def select_auto(self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet) -> str | None:
-        """Let "auto" choose, if it has not; the name of the layer if it was chosen now.
-
-        Raises:
-            BadInputError: It found none.
-        """
-        with self._running(trainer):
-            return self._pass.select_auto(pl_module, probes.images)
-
     def explain(
         self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet, renderer: PanelRenderer
     ) -> ProbePassResult:
         """One probe pass.
 
         Raises:
-            BadInputError: An option turns out impossible.
+            BadInputError: An option turns out impossible, or "auto" found no layer.
             ForwardFailedError: The model raised.
         """
         with self._running(trainer):
+            self._pass.select_auto(pl_module, probes.images)
             return self._pass.run(
                 pl_module, probes.images, self._targets(probes), lambda found: renderer.render(found.by_target)
             )
@@ -88,12 +82,20 @@ class Prober:
         """Diagnose each layer for each target; see `GradCAMCallback.diagnose`."""
         with self._running(trainer):
             self._pass.select_auto(pl_module, probes.images)
-            options, output = self._pass.replica_options, self._settings.output
+            ask = partial(
+                diagnose, pl_module, probes.images, output=self._settings.output, options=self._pass.replica_options
+            )
             return [
-                (title, diagnose(pl_module, probes.images, layer, target=target, output=output, options=options))
+                (title, ask(layer, target=target, layout=self._pass.layouts.get(layer, self._settings.layout)))
                 for layer in self.layers
                 for title, target in zip(self.titles(probes), self._targets(probes), strict=True)
             ]
+
+    def list_layers(self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet) -> list[ListedLayer]:
+        """List the layers of the model; see `GradCAMCallback.list_layers`."""
+        with self._running(trainer):
+            options = self._pass.replica_options
+            return list_layers(pl_module, probes.images, self._pass.request, options=options)
 
     def titles(self, probes: ProbeSet | None) -> list[str]:
         """What the targets are called."""

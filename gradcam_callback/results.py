@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 import torch
@@ -99,6 +99,7 @@ class CAMResult:
             What a sigmoid or a softmax in the model has made is taken as it is.
         health: Layer to judgement.
         input_size: `(H, W)` of the inputs, in pixels.
+        layouts: Layer to how its output lies in space, in words: "channels first", "tokens, 1 extra".
     """
 
     cams: Mapping[str, Tensor]
@@ -108,6 +109,7 @@ class CAMResult:
     probabilities: Tensor
     health: Mapping[str, LayerHealth]
     input_size: tuple[int, int]
+    layouts: Mapping[str, str] = field(default_factory=dict)
 
     def heatmaps(self, size: tuple[int, int] | None = None) -> dict[str, Tensor]:
         """Enlarge each map and scale it to 0..1 by its own maximum.

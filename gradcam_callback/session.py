@@ -10,6 +10,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from gradcam_callback import trainer_context
+from gradcam_callback.engine.layer_listing import ListedLayer
+from gradcam_callback.engine.layers import AUTO
 from gradcam_callback.errors import BadInputError
 from gradcam_callback.execution.probe_pass import ProbePassResult
 from gradcam_callback.probe_capture import ProbeCapture
@@ -185,11 +187,18 @@ class Session:
     def diagnose(self, trainer: Trainer, pl_module: LightningModule) -> list[tuple[str, Diagnosis]]:
         """Diagnose each layer for each target; see `GradCAMCallback.diagnose`."""
         self.bind_model(trainer, pl_module)
+        return self._prober.diagnose(trainer, pl_module, self._captured(trainer))
+
+    def list_layers(self, trainer: Trainer, pl_module: LightningModule) -> list[ListedLayer]:
+        """List the layers of the model; see `GradCAMCallback.list_layers`."""
+        return self._prober.list_layers(trainer, pl_module, self._captured(trainer))
+
+    def _captured(self, trainer: Trainer) -> ProbeSet:
         self._finish_capture(trainer)
         if self._probes is None:
             last = [str(alert) for alert in self._memory.alerts[-1:]]
             raise BadInputError(*(last or ["No sample passed in the validation to take probes from."]))
-        return self._prober.diagnose(trainer, pl_module, self._probes)
+        return self._probes
 
     def _renderer(self, probes: ProbeSet) -> PanelRenderer:
         return PanelRenderer(probes, self._settings.style_for(probes))
@@ -198,11 +207,11 @@ class Session:
         """One probe pass, and what it tells of gradients, memory, weights and probes on record."""
         probes = renderer.probes
         self._prober.check_labels(probes)
-        chosen = self._prober.select_auto(trainer, pl_module, probes)
-        if chosen is not None:
-            text = f"Grad-CAM explains the layer {chosen!r}, which `target_layers: auto` chose."
-            self.reporter.notice(trainer, text)
+        is_chosen = self.layers != (AUTO,)
         result = self._prober.explain(trainer, pl_module, probes, renderer)
+        if not is_chosen:
+            text = f"Grad-CAM explains the layer {self.layers[0]!r}, which `target_layers: auto` chose."
+            self.reporter.notice(trainer, text)
         self.reporter.notice_calls(trainer, result.results[0])
         self.reporter.record_health(trainer, result, self._prober.titles(probes))
         self.reporter.record_doubts(trainer, probes, renderer.style, result.results[0])

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from gradcam_callback import options
-from gradcam_callback.engine import layers, methods
+from gradcam_callback.engine import layers, layouts, methods
+from gradcam_callback.engine.layouts import LayoutInput
 from gradcam_callback.options import OnNull, Scale, TargetSpec
 from gradcam_callback.probes import ProbeSet, ProbeSource, as_source
 from gradcam_callback.reporting.alerts import Alert
@@ -25,6 +26,7 @@ class Settings:
     targets: tuple[TargetSpec, ...]
     method: str
     output: int | str | Callable[[Any], Any] | None
+    layout: LayoutInput
     every_n_epochs: int
     on_null: OnNull
     bridge: bool
@@ -48,6 +50,7 @@ class Settings:
         methods.find_method(given["method"])
         colormap_table(given["colormap"])
         options.check_options(given["every_n_epochs"], given["opacity"], given["class_names"], given["output"])
+        layouts.as_layout(given["layout"])
         options.check_choice("on_null", given["on_null"], get_args(OnNull))
         options.check_choice("scale", given["scale"], get_args(Scale))
         options.check_statistics("mean", given["mean"])
@@ -70,12 +73,14 @@ class Settings:
             "target": repr(self.targets),
             "method": self.method,
             "output": str(getattr(self.output, "__qualname__", self.output)),
+            "layout": str(getattr(self.layout, "__qualname__", self.layout)),
             "probes": self.source.describe(),
         }
 
     def as_texts(self) -> dict[str, str]:
         """All options as texts that stay the same from run to run."""
-        own = {name: repr(value) for name, value in vars(self).items() if name not in ("source", "output", "targets")}
+        explained = ("source", "output", "layout", "targets")
+        own = {name: repr(value) for name, value in vars(self).items() if name not in explained}
         return {**own, **self.request_texts()}
 
     def style_for(self, probes: ProbeSet) -> PanelStyle:

@@ -1,13 +1,12 @@
-"""Which layers "auto" takes into account."""
+"""Which layer "auto" takes, and how its output lies in space."""
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 import torchvision.models as zoo
@@ -15,82 +14,14 @@ from test_explain import WithAuxiliary, net
 from torch import Tensor, nn
 
 from gradcam_callback import compute_cam
-from gradcam_callback.engine.auto import choose_layer, spatial_layers
+from gradcam_callback.engine.auto import choose_layer
+from gradcam_callback.engine.layouts import CHANNELS_FIRST, CHANNELS_LAST, Layout, Tokens
+from gradcam_callback.engine.request import CAMRequest
 
 
-def compiled(module: nn.Module) -> Any:
-    return torch.compile(module, backend="eager")
-
-
-IMAGES = torch.ones(2, 1, 4, 4)
-
-
-class Branching(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(1, 2, 1)
-        self.never = nn.Conv2d(2, 2, 1)
-        self.inner = nn.Sequential(nn.ReLU(), nn.Conv2d(2, 2, 1))
-        self.windows = nn.Identity()
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(2, 3)
-
-    def forward(self, images: Tensor) -> Tensor:
-        maps = self.inner(self.stem(images))
-        self.windows(maps.repeat(2, 1, 1, 1))  # other rows than the batch
-        maps = self.stem(maps[:, :1])  # runs again
-        return self.fc(self.pool(maps).flatten(1))
-
-
-def test_layers_are_seen_in_the_order_in_which_they_finish() -> None:
-    model = Branching()
-    with spatial_layers(model, IMAGES) as seen:
-        assert seen == {}
-        model(torch.ones(2, 1, 4, 4))
-    assert list(seen) == ["inner.0", "inner.1", "inner", "stem"]
-    assert all(module is model.get_submodule(name) for name, module in seen.items())
-
-
-def test_no_hook_is_left_and_none_changes_the_order_of_the_users_hooks() -> None:
-    model = Branching()
-    handle = model.stem.register_forward_hook(lambda *_: None)
-    with spatial_layers(model, IMAGES):
-        assert all(module._forward_hooks for name, module in model.named_modules() if name)
-    assert list(model.stem._forward_hooks) == [handle.id]
-    with pytest.raises(RuntimeError, match="channels"), spatial_layers(model, IMAGES):
-        model(torch.ones(2, 3, 4, 4))
-    assert list(model.stem._forward_hooks) == [handle.id]
-    assert not any(module._forward_hooks for module in model.modules() if module is not model.stem)
-
-
-def test_the_watch_looks_and_does_not_touch() -> None:
-    model = Branching().eval()
-    images = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    logits = model(images)
-    with spatial_layers(model, IMAGES):
-        assert torch.equal(model(images), logits)
-
-
-def test_a_scripted_child_is_passed_over() -> None:
-    """It takes no hooks; a scripted preprocessing should not spoil the search in the rest."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = nn.Sequential(torch.jit.script(nn.Sequential(nn.ReLU())), nn.Conv2d(1, 2, 1))
-    with spatial_layers(model, IMAGES) as seen:
-        model(torch.ones(2, 1, 4, 4))
-    assert list(seen)[-1] == "1"
-
-
-def test_the_names_seen_in_a_compiled_model_are_those_of_the_model() -> None:
-    model = Branching()
-    model.inner = compiled(model.inner)
-    with torch.compiler.set_stance("force_eager"), spatial_layers(model, IMAGES) as seen:
-        model(torch.ones(2, 1, 4, 4))
-    assert list(seen) == ["inner.0", "inner.1", "inner", "stem"]
-    whole = compiled(nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU()))
-    with torch.compiler.set_stance("force_eager"), spatial_layers(whole, IMAGES) as seen:
-        whole(torch.ones(2, 1, 4, 4))
-    assert list(seen) == ["0", "1"]
+def chosen(model: nn.Module, images: Tensor, **options: Any) -> tuple[str, Layout]:
+    [found] = choose_layer(model, images, CAMRequest.of(**options)).layouts.items()
+    return found
 
 
 # Which one it is
@@ -111,14 +42,50 @@ def test_the_names_seen_in_a_compiled_model_are_those_of_the_model() -> None:
         (zoo.swin_t, "permute"),  # there the channels come first again
     ],
 )
-def test_auto_is_the_last_layer_with_space(
-    build: Callable[..., nn.Module], layer: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_auto_is_the_last_layer_with_space(build: Callable[..., nn.Module], layer: str) -> None:
     torch.manual_seed(0)
     options = {"init_weights": False} if build is zoo.googlenet else {}
     model, images = build(num_classes=4, **options).eval(), torch.randn(1, 3, 64, 64)
-    assert list(compute_cam(model, images).cams) == [choose_layer(model, images)] == [layer]
-    assert caplog.text == ""
+    assert chosen(model, images) == (layer, CHANNELS_FIRST)
+    assert list(compute_cam(model, images).cams) == [layer]
+
+
+TINY = {"num_classes": 4, "pretrained": False}
+
+
+@pytest.mark.parametrize(
+    ("make", "layer", "layout"),
+    [
+        (
+            lambda: timm.create_model("vit_tiny_patch16_224", img_size=64, embed_dim=24, depth=3, num_heads=2, **TINY),
+            "blocks.1",  # behind it, only the class token reaches the score
+            Tokens((4, 4), (0,)),
+        ),
+        (
+            lambda: timm.create_model(
+                *("vit_tiny_patch16_224",), img_size=64, embed_dim=24, depth=3, global_pool="avg", num_heads=2, **TINY
+            ),
+            "norm",  # does nothing: the tokens are pooled, and then normalised
+            Tokens((4, 4), (0,)),
+        ),
+        (
+            lambda: timm.create_model(
+                *("swin_tiny_patch4_window7_224",), img_size=64, window_size=4, embed_dim=24, depths=(1, 1, 1), **TINY
+            ),
+            "norm",
+            CHANNELS_LAST,
+        ),
+        (
+            lambda: zoo.VisionTransformer(64, 16, num_layers=3, num_heads=2, hidden_dim=24, mlp_dim=48, num_classes=4),
+            "encoder.layers.encoder_layer_1",  # although the weights of its head are zero
+            Tokens((4, 4), (0,)),
+        ),
+    ],
+    ids=["class token", "pooled tokens", "channels last", "a head of zeros"],
+)
+def test_auto_of_transformers(make: Callable[[], nn.Module], layer: str, layout: Layout) -> None:
+    torch.manual_seed(0)
+    assert chosen(make().eval(), torch.rand(1, 3, 64, 64)) == (layer, layout)
 
 
 def test_a_branch_that_the_score_does_not_need_is_left_out() -> None:
@@ -129,13 +96,91 @@ def test_a_branch_that_the_score_does_not_need_is_left_out() -> None:
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
 def test_auto_asks_nothing_of_the_caller(guard: Any) -> None:
     with guard():
-        assert choose_layer(net().requires_grad_(False).train(), torch.randn(4, 3, 12, 10)) == "stage"
+        assert chosen(net().requires_grad_(False).train(), torch.randn(4, 3, 12, 10))[0] == "stage"
 
 
-def test_a_model_without_space_is_refused() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(360, 8), nn.ReLU(), nn.Linear(8, 2))
-    with pytest.raises(ValueError, match='"auto" found no layer'):
+def test_a_model_without_space_is_refused_with_what_was_seen() -> None:
+    model = nn.Sequential(nn.Flatten(2), nn.Linear(120, 7), nn.Flatten(), nn.Linear(21, 2))
+    seen = r"Seen, from the last: '1' returned a tensor of shape \(N, 3, 7\), where 3 tokens, and no layer before"
+    with pytest.raises(ValueError, match=f'"auto" found no layer .*{seen}'):
         choose_layer(model, torch.randn(4, 3, 12, 10))
+
+
+class Joined(nn.Module):
+    """Two branches of one stem, joined in the forward of the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.one, self.two = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.stem(images).relu()
+        return self.fc(torch.cat([self.one(maps), self.two(maps)], 1).relu().mean((2, 3)))
+
+
+def test_auto_takes_no_branch_alone() -> None:
+    assert chosen(Joined(), torch.randn(2, 3, 8, 8))[0] == "stem"
+
+
+class Structured(nn.Module):
+    """As in libraries: the backbone returns maps and what is pooled of them, and the head uses the latter."""
+
+    class Backbone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            maps = self.encoder(images)
+            return {"last_hidden_state": maps, "pooled": maps.mean((2, 3))}
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone, self.fc = self.Backbone(), nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.backbone(images)["pooled"])
+
+
+def test_auto_takes_no_module_whose_maps_the_score_does_not_come_from() -> None:
+    assert chosen(Structured(), torch.randn(2, 3, 8, 8))[0] == "backbone.encoder"
+
+
+class Segmenting(nn.Module):
+    """Returns a map a class, which `output` reduces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.features, self.classifier = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 3, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.features(images).relu())
+
+
+def test_auto_does_not_take_the_prediction_itself() -> None:
+    assert chosen(Segmenting(), torch.randn(2, 3, 8, 8), output=lambda maps: maps.mean((2, 3)))[0] == "features"
+
+
+@pytest.mark.parametrize("cut", ["detach", "no_grad", "numpy"])
+def test_auto_of_a_score_without_a_gradient_is_the_layer_whose_gradient_is_missing(cut: str) -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stage, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            maps = self.stage(images)
+            if cut == "numpy":
+                return self.fc(torch.from_numpy(maps.detach().numpy()).mean((2, 3)))
+            with torch.set_grad_enabled(cut != "no_grad"):
+                pooled = maps.mean((2, 3))
+            return self.fc(pooled.detach() if cut == "detach" else pooled)
+
+    assert chosen(Cut(), torch.randn(2, 3, 8, 8))[0] == "stage"
 
 
 # What only looks like a map
@@ -168,14 +213,11 @@ class Transformer(nn.Module):
         return self.fc(tokens.mean(1))
 
 
-@pytest.mark.parametrize("last", [False, True], ids=["tokens", "channels last"])
 @pytest.mark.parametrize("grid", [2, 4, 8])
-def test_attention_and_channels_last_are_passed_over_and_that_is_said(
-    grid: int, last: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        assert choose_layer(Transformer(grid, last), torch.randn(2, 3, 4 * grid, 4 * grid)) == "embed"
-    assert "passes over what comes behind 'embed', from 'attention.keys' on" in caplog.text
+def test_tokens_are_taken_and_attention_is_not(grid: int) -> None:
+    images = torch.randn(2, 3, 4 * grid, 4 * grid)
+    assert chosen(Transformer(grid), images) == ("attention", Tokens((grid, grid)))
+    assert chosen(Transformer(grid, last=True), images) == ("mix", CHANNELS_LAST)
 
 
 class Pairwise(nn.Module):
@@ -209,7 +251,7 @@ def test_attention_is_passed_over_even_where_it_has_the_sides_of_a_map_or_their_
 
     model, images = Hybrid(), torch.randn(2, 3, side, side)
     model(images)
-    assert choose_layer(model, images) == "embed"
+    assert chosen(model, images)[0] == ("attention" if side == 16 else "embed")
 
 
 class Block(nn.Module):
@@ -234,13 +276,12 @@ class Block(nn.Module):
     ids=["pooled", "pooled unevenly", "joined", "joined and pooled"],
 )
 def test_a_block_that_pools_or_joins_maps_without_a_module_is_one_that_returns_maps(
-    then: Any, caplog: pytest.LogCaptureFixture
+    then: Any,
 ) -> None:
     model = nn.Sequential(Block(then), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(3))
     images = torch.randn(2, 3, 13, 10)
     model(images)
-    assert choose_layer(model, images) == "0"
-    assert caplog.text == ""
+    assert chosen(model, images) == ("0", CHANNELS_FIRST)
 
 
 def test_an_activation_by_itself_behind_a_sum_is_a_map() -> None:
@@ -252,7 +293,7 @@ def test_an_activation_by_itself_behind_a_sum_is_a_map() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return self.act(self.one(images) + self.two(images)).mean((2, 3))
 
-    assert choose_layer(Residual(), torch.randn(2, 3, 8, 8)) == "act"
+    assert chosen(Residual(), torch.randn(2, 3, 8, 8))[0] == "act"
 
 
 def test_layers_of_its_own_kinds_alone_are_taken_at_their_word() -> None:
@@ -261,4 +302,38 @@ def test_layers_of_its_own_kinds_alone_are_taken_at_their_word() -> None:
             return F.avg_pool2d(maps, 2) * 3
 
     model = nn.Sequential(Scale(), nn.Flatten(), nn.Linear(3 * 16, 3))
-    assert choose_layer(model, torch.randn(2, 3, 8, 8)) == "0"
+    assert chosen(model, torch.randn(2, 3, 8, 8))[0] == "0"
+
+
+# Cells follow the image
+
+
+class Reordered(nn.Module):
+    """Tokens in another order than that of the rows, as where windows are unrolled."""
+
+    def __init__(self, order: list[int]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.mix, self.fc = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.order = order
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.mix(self.embed(images).flatten(2).transpose(1, 2)[:, self.order]).relu().mean(1))
+
+
+@pytest.mark.parametrize(
+    ("order", "follows"),
+    [
+        (list(range(16)), True),
+        ([4 * row + column for column in range(4) for row in range(4)], False),  # columns for rows
+        ([0, 2, 8, 10, 1, 3, 9, 11, 4, 6, 12, 14, 5, 7, 13, 15], False),  # by their place in a window
+        (list(range(15, -1, -1)), False),
+    ],
+    ids=["rows", "columns", "windows", "backward"],
+)
+def test_tokens_in_another_order_are_refused(order: list[int], follows: bool) -> None:
+    model, images = Reordered(order), torch.randn(2, 3, 16, 16)
+    assert chosen(model, images)[0] == ("mix" if follows else "embed")
+    if not follows:
+        with pytest.raises(ValueError, match=r"'mix' returned a tensor of shape .*if its cells followed the image"):
+            compute_cam(model, images, "mix")

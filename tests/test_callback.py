@@ -446,6 +446,40 @@ def test_with_a_csv_logger_alone_panels_and_alerts_lie_in_its_folder(run: MakeRu
     assert fit.our_warnings() == []
 
 
+class Patches(nn.Module):
+    """A transformer with a class token, whose blocks return tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.token = nn.Conv2d(3, 16, 4, 4), nn.Parameter(torch.randn(1, 1, 16))
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True) for _ in range(3))
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        cells = self.embed(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(len(cells), -1, -1), cells], 1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.fc(tokens[:, 0])
+
+
+@pytest.mark.parametrize("layout", [None, "tokens", {"grid": [4, 4], "extras": 1}], ids=str)
+@pytest.mark.parametrize("layer", ["auto", "model.blocks.1"])
+def test_the_tokens_of_a_transformer_are_explained(run: MakeRun, layer: str, layout: Any, caplog: Any) -> None:
+    if layer == "auto" and isinstance(layout, dict):
+        with pytest.raises(ValueError, match="Name the layer in `target_layers`"):
+            run(cb(target_layers=layer, layout=layout), Classifier(Patches()), max_epochs=1).fit()
+        return
+    with caplog.at_level(logging.INFO):
+        fit = run(cb(target_layers=layer, layout=layout), Classifier(Patches()), max_epochs=1).fit()
+    assert fit.alerts == []
+    assert fit.events.steps("gradcam/model.blocks.1") == [STEPS]
+    assert fit.callback.last_result is not None
+    assert fit.callback.last_result.layouts == {"model.blocks.1": "tokens, 1 extra"}
+    assert fit.callback.last_result.cams["model.blocks.1"].shape == (4, 4, 4)
+    assert fit.callback.last_result.cams["model.blocks.1"].max() > 0
+
+
 @pytest.mark.parametrize(
     ("error", "cause"),
     [

@@ -62,13 +62,13 @@ def test_no_arguments_print_the_help(say):
     code, out, err = say()
     assert code == 0
     assert err == ""
-    for command in ("fit", "doctor", "explain-cause"):
+    for command in ("fit", "doctor", "layers", "explain-cause"):
         assert f"gradcam-callback {command} " in out
     assert not IN_A_CHECKOUT.search(out)
     assert say("--help") == (0, out, "")
 
 
-@pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "doctor"])
+@pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "doctor", "layers"])
 def test_help_documents_every_option_of_the_callback(say, subcommand):
     code, out, _ = say(subcommand, "--help")
     assert code == 0

@@ -40,6 +40,27 @@ def of_config(config: str, *more: str) -> list[str]:
     return ["--config", str(CONFIGS / config), "--trainer.accelerator=cpu", *more]
 
 
+# The list of layers
+
+
+def test_layers_of_a_configuration(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    main(["layers", *of_config("demo.yaml")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["layer", "type", "returns", "cells", "gradient", "auto"]
+    [chosen] = [line for line in lines if line.rstrip().endswith("takes it")]
+    assert chosen.split()[:2] == ["network.stages", "ResidualStages"]
+    assert "8 x 8" in chosen
+    assert any("no: a part of the signal goes past it" in line for line in lines)
+
+
+def test_layers_as_json(capsys):
+    main(["layers", *of_config("broken.yaml"), "--json"])
+    listed = json.loads(capsys.readouterr().out)
+    assert {"name", "kind", "output", "layout", "cells", "gradient", "reason", "chosen"} == set(listed[0])
+    assert sum(layer["chosen"] for layer in listed) == 1
+
+
 # A configuration
 
 

@@ -43,7 +43,10 @@ def double() -> Apply:
 @contextmanager
 def recording(**layers: nn.Module) -> Iterator[dict[str, Recording]]:
     """`recorded`, on a model of these layers that is isolated."""
-    with isolated(nn.ModuleDict(layers)), recorded(layers, CHANNELS_FIRST.find_activation) as recordings:
+    with (
+        isolated(nn.ModuleDict(layers)),
+        recorded(layers, dict.fromkeys(layers, CHANNELS_FIRST.find_activation)) as recordings,
+    ):
         yield recordings
 
 
@@ -95,7 +98,7 @@ def test_the_activation_is_the_layers_and_not_that_after_an_operation_in_place(
 ) -> None:
     after, expected = IN_PLACE[name]
     layer = nn.Conv2d(1, 1, 1) if trainable else double()
-    with recorded({"layer": layer}, CHANNELS_FIRST.find_activation) as recordings:
+    with recorded({"layer": layer}, {"layer": CHANNELS_FIRST.find_activation}) as recordings:
         found = differentiate(total(after(layer(maps))), recordings)["layer"]
     activation = layer(maps).detach()
     assert torch.equal(found.activation, activation)
@@ -360,7 +363,7 @@ def test_whether_gradients_are_on_is_put_back(maps: Tensor) -> None:
     layer = double()
     for mode in (False, True):
         with torch.set_grad_enabled(mode):
-            with recorded({"layer": layer}, CHANNELS_FIRST.find_activation):
+            with recorded({"layer": layer}, {"layer": CHANNELS_FIRST.find_activation}):
                 layer(maps)
                 assert torch.is_grad_enabled()
             assert torch.is_grad_enabled() == mode
@@ -562,7 +565,9 @@ def test_hooks_are_gone_when_the_model_raises(maps: Tensor) -> None:
 
 def test_no_grad_is_left_on_a_parameter() -> None:
     layer, head = nn.Conv2d(1, 2, 1), nn.Linear(2, 1)
-    with recorded({"layer": layer}, CHANNELS_FIRST.find_activation) as recordings:  # not isolated: both are trainable
+    with recorded(
+        {"layer": layer}, {"layer": CHANNELS_FIRST.find_activation}
+    ) as recordings:  # not isolated: both are trainable
         scores = head(layer(torch.ones(2, 1, 2, 2)).mean((2, 3)))[:, 0]
         found = differentiate(scores, recordings)["layer"]
     torch.testing.assert_close(found.gradient, (head.weight / 4).view(1, 2, 1, 1).expand(2, 2, 2, 2).detach())
@@ -611,7 +616,10 @@ def test_what_was_found_holds_no_graph(maps: Tensor) -> None:
 
 def test_nothing_is_recorded_before_the_layer(maps: Tensor) -> None:
     layer = double()
-    with isolated(nn.Conv2d(1, 1, 1)) as stem, recorded({"layer": layer}, CHANNELS_FIRST.find_activation) as recordings:
+    with (
+        isolated(nn.Conv2d(1, 1, 1)) as stem,
+        recorded({"layer": layer}, {"layer": CHANNELS_FIRST.find_activation}) as recordings,
+    ):
         before = stem.model(maps)
         assert differentiate(total(layer(before)), recordings)["layer"].gradient is not None
     assert before.grad_fn is None

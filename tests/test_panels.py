@@ -73,7 +73,7 @@ def panel_of(*args: Any, **options: Any) -> Panel:
 
 def test_the_layer_stands_on_a_line_of_its_own() -> None:
     """The first line is large and bold; method, epoch and step belong in the small one beneath."""
-    assert panel_of([cam_result(verdict(OK, OK))], ["predicted"]).title == f"{LAYER}\ngradcam"
+    assert panel_of([cam_result(verdict(OK, OK))], ["predicted"]).title == f"{LAYER}\ngradcam · 4 x 4 cells"
 
 
 def test_input_captions_name_probe_label_and_prediction() -> None:
@@ -310,7 +310,7 @@ def test_many_probes_are_drawn_in_pages_of_one_scale(monkeypatch: pytest.MonkeyP
     for name in ("captions", "correct"):
         assert sum((getattr(page, name) for page in pages), ()) == getattr(whole, name)
     assert sum((page.columns[0].captions for page in pages), ()) == whole.columns[0].captions
-    assert [page.title.split(" · ")[1] for page in pages] == [
+    assert [page.title.split(" · ")[2] for page in pages] == [
         f"probes {n} of 5" for n in ("1 to 2", "3 to 4", "5 to 5")
     ]
 

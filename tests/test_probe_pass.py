@@ -13,6 +13,7 @@ from gradcam_callback.diagnosis import diagnoser as diagnosis
 from gradcam_callback.diagnosis import passes
 from gradcam_callback.engine import auto, explain
 from gradcam_callback.engine.device_results import DeviceResults
+from gradcam_callback.engine.layouts import CHANNELS_FIRST
 from gradcam_callback.engine.replica import Replica, ReplicaOptions
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.execution.probe_pass import ProbePass
@@ -130,10 +131,11 @@ def test_a_diagnosis_that_fails_leaves_the_maps(images: Tensor, monkeypatch: pyt
 def test_auto_chooses_once_and_again_for_another_model(images: Tensor) -> None:
     model, watcher = Switchable(), probe_pass("auto")
     assert (watcher.select_auto(model, images), watcher.select_auto(model, images)) == ("stage", None)
+    assert (watcher.layers, watcher.layouts) == (("stage",), {"stage": CHANNELS_FIRST})
     watcher.resolve(model)
     assert watcher.layers == ("stage",)
     watcher.resolve(nn.Sequential(nn.Conv2d(3, 3, 1)))
-    assert watcher.layers == ("auto",)
+    assert (watcher.layers, watcher.layouts) == (("auto",), {})
 
 
 def test_all_targets_cross_a_cut_in_one_pass(images: Tensor) -> None:

@@ -29,6 +29,7 @@ from gradcam_callback.diagnosis.torch_calls import CHOOSING, JOINING
 from gradcam_callback.diagnosis.trace import Step
 from gradcam_callback.engine import auto, explain, forward, health, layers
 from gradcam_callback.engine.device_results import judge
+from gradcam_callback.engine.layouts import CHANNELS_FIRST, Layout, LayoutInput
 from gradcam_callback.engine.memory import is_out_of_memory
 from gradcam_callback.engine.replica import ReplicaOptions
 from gradcam_callback.engine.request import CAMRequest
@@ -53,6 +54,7 @@ def diagnose(
     *,
     target: TargetInput = "predicted",
     output: OutputSpec = None,
+    layout: LayoutInput = None,
     options: ReplicaOptions = _NO_OPTIONS,
 ) -> Diagnosis:
     """Find out why samples have no usable gradient at a layer, and where it ends.
@@ -66,6 +68,7 @@ def diagnose(
             `compute_cam`.
         target: As for `compute_cam`.
         output: As for `compute_cam`.
+        layout: As for `compute_cam`.
         options: How the replica is made.
 
     Returns:
@@ -80,24 +83,26 @@ def diagnose(
     layer, *others = layers.check_names(target_layer)
     if others:
         raise TypeError(f"A diagnosis is of one layer: a dotted name or {layers.AUTO!r}; given: {target_layer!r:.200}.")
-    request = CAMRequest.of(layer, [target], output=output)
+    request = CAMRequest.of(layer, [target], output=output, layout=layout)
     try:
-        if layer == layers.AUTO:
-            layer = auto.choose_layer(model, inputs, request, options=options)
-        [layer] = layers.find_layers(model, [layer])
+        if request.uses_auto:
+            request = auto.choose_layer(model, inputs, request, options=options)
+        [layer] = layers.find_layers(model, request.layers)
+        space: Layout = CHANNELS_FIRST
         if is_closed(model, layer):
             missing = {layer: health.missing(None, forward.prepared(inputs, model), Cause.HOOK_BYPASSED)}
             verdict = health.judge(missing, *copy_to_host([health.pack(missing.values())]))[layer]
         else:
-            results = explain.explain(model, inputs, request.at(layer), options=options)
+            results = explain.explain(model, inputs, request, options=options)
             [result] = judge(results, *copy_to_host([results.verdicts]))
-            verdict = result.health[layer]
+            verdict, space = result.health[layer], results.layouts[layer]
     except Exception as error:
         if not forward.raised_by_model(error) or is_out_of_memory(error):
             raise
         return of_failed_forward(layer, error, len(inputs))
     call = None if split_call(layer)[1] is None else verdict.call
-    subject = Subject(model, inputs, layer, as_target(target), output, call, verdict.null_probes, options)
+    nulls = verdict.null_probes
+    subject = Subject(model, inputs, layer, as_target(target), output, call, space, nulls, options)
     return Diagnoser(subject, context, verdict).run()
 
 

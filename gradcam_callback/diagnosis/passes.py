@@ -21,7 +21,7 @@ from gradcam_callback.diagnosis.trace import Step, Use
 from gradcam_callback.diagnosis.tracer import Tracer
 from gradcam_callback.diagnosis.watchers import ForwardCallDetector
 from gradcam_callback.engine import capture, forward, gradients, layers
-from gradcam_callback.engine.layouts import CHANNELS_FIRST
+from gradcam_callback.engine.layouts import Layout
 from gradcam_callback.engine.process_state import inference_as_no_grad
 from gradcam_callback.engine.replica import Replica, ReplicaOptions, run_in_replica
 from gradcam_callback.engine.targets import OutputSpec, Target
@@ -66,6 +66,7 @@ class Subject:
         target: As for `compute_cam`.
         output: As for `compute_cam`.
         call: The number of the call that was chosen, from 0; None where none was.
+        layout: How what the layer returns lies in space.
         nulls: The probes without a usable gradient.
         options: How the replica of the model is made.
     """
@@ -76,6 +77,7 @@ class Subject:
     target: Target
     output: OutputSpec
     call: int | None
+    layout: Layout
     nulls: tuple[int, ...]
     options: ReplicaOptions
 
@@ -98,8 +100,9 @@ class Subject:
         calls, read = {self.layer: self.call}, partial(self.target.read, output=self.output, samples=len(inputs))
         with ExitStack() as stack:
             if perturb_layer is not None:
-                stack.callback(_perturb(found[self.layer], perturb_layer, self.call).remove)
-            traced = forward.forward_pass(replica.model, inputs, found, read, tracer, calls)
+                stack.callback(self._perturb(found[self.layer], perturb_layer).remove)
+            layouts = {self.layer: self.layout}
+            traced = forward.forward_pass(replica.model, inputs, found, read, tracer, calls, layouts)
             logits, recordings = stack.enter_context(traced)
             end = tracer.use_of(logits)
             scores = self.target.score(logits).values
@@ -109,6 +112,19 @@ class Subject:
             stats = {} if taken.failure else _gradients(scores[nulls], _places(steps, end))
             no_backward = _last_without_backward(scores, steps) if taken.failure else None
             return TracedPass(Evidence(tracer.trace, end, stats), scores.detach(), taken.gradient, no_backward)
+
+    def _perturb(self, layer: nn.Module, change: _Change) -> RemovableHandle:
+        """Change what the layer returns, at the call or at every one."""
+        calls = itertools.count()
+
+        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+            activation, number = self.layout.find_activation(output), next(calls)
+            if activation is None or self.call not in (None, number):
+                return None
+            return capture.replaced(output, activation, change(activation))
+
+        # Before the user's hooks, which may be where the activation goes on from.
+        return layer.register_forward_hook(hook, prepend=True)
 
     def score_depends_on(self, exits: Collection[int], plain: TracedPass) -> bool:
         """Whether the null probes' scores change when torch exits are perturbed, or, without any, the layer's output.
@@ -175,17 +191,3 @@ def _last_without_backward(scores: Tensor, steps: Sequence[Step]) -> Step | None
         except Exception:  # whatever a custom function raises
             return step
     return None
-
-
-def _perturb(layer: nn.Module, change: _Change, call: int | None) -> RemovableHandle:
-    """Change what the layer returns, at one call or at every one."""
-    calls = itertools.count()
-
-    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        activation, number = CHANNELS_FIRST.find_activation(output), next(calls)
-        if activation is None or call not in (None, number):
-            return None
-        return capture.replaced(output, activation, change(activation))
-
-    # Before the user's hooks, which may be where the activation goes on from.
-    return layer.register_forward_hook(hook, prepend=True)

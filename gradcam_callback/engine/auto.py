@@ -1,151 +1,233 @@
-"""The layer that "auto" stands for: the last one that returns maps and that the score depends on.
+"""The layers and layouts of a request: what "auto" stands for, and how the output of each layer lies in space.
 
-Note [What looks like a map]
+Note [The layer that auto takes]
 
-Attention, too, returns tensors with four axes, `(N, heads, T, T)` or `(N, heads, T, d)`, and some networks keep their
-channels last. None of these is a picture. So a layer is taken at its word only where its kind tells (a convolution, a
-pooling), or where its map has the sides of one that such a layer returned in the same pass.
+Of the layers in the order in which they finish, the last
+
+- whose output is one tensor with a layout (see Note [What looks like a map] in `grids`) of more than one cell, which
+  lie where they are in the image (see Note [Cells follow the image] in `survey`),
+- through which the whole signal passes (see Note [Whether the whole signal passes] in `signal_graph`),
+- whose gradient is not zero at the cells: after the last attention only the class token's is not,
+- which is not the prediction itself: a channel a class, with a gradient in one alone.
+
+A pass of its own confirms it, because hooks see what a layer returns, and the score may come from something inside it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gradcam_callback.engine import gradients
-from gradcam_callback.engine.forward import forward_pass, hooked, prepared, run_without_graph
-from gradcam_callback.engine.layers import named_modules
-from gradcam_callback.engine.layouts import CHANNELS_FIRST, Layout, is_channels_first
+from gradcam_callback.engine.copying.modules import registered_modules
+from gradcam_callback.engine.forward import forward_pass, prepared
+from gradcam_callback.engine.grids import ObservedMaps
+from gradcam_callback.engine.in_place import is_sharded
+from gradcam_callback.engine.layers import find_layers
+from gradcam_callback.engine.layouts import CHANNELS_FIRST, Layout, Unreadable
+from gradcam_callback.engine.memory import is_out_of_memory
 from gradcam_callback.engine.replica import Replica, ReplicaOptions, run_in_replica
 from gradcam_callback.engine.request import CAMRequest
+from gradcam_callback.engine.signal_graph import GradientsKept, SignalGraph, signal_graph
+from gradcam_callback.engine.survey import LayerCall, Survey, survey
+from gradcam_callback.engine.targets import Scores
 from gradcam_callback.errors import BadInputError
+from gradcam_callback.results import split_call
 
 log = logging.getLogger(__name__)
 
 _NO_OPTIONS = ReplicaOptions()
-# How many layers are tried in one pass, from the last one on. The last one nearly always answers, and several in one
-# pass cost the memory of the graph between them.
-_FIRST_TRIES = (1, 8)
+# How many layers are tried by a pass of their own. The first one nearly always answers.
+_TRIES = 8
 
 
 def choose_layer(
     model: nn.Module, inputs: Tensor, request: CAMRequest | None = None, *, options: ReplicaOptions = _NO_OPTIONS
-) -> str:
-    """The layer that "auto" stands for.
+) -> CAMRequest:
+    """The request at the layer that "auto" stands for, with its layout; see Note [The layer that auto takes].
 
-    It is the last module in forward order whose output has more than one pixel and on which the score depends. Where
-    the score depends on none of them (the feature map is detached, say), it is the last: there the question is why.
+    Where the score depends on no layer (the feature map is detached, say), it is the last one with space: there the
+    question is why.
 
     Args:
-        model: Any module that maps images to logits.
+        model: Any module that maps images to what the targets can read.
         inputs: `(N, C, H, W)`; one sample is enough.
         request: Its first target, its output and its layout count.
         options: How the replica is made.
 
     Raises:
-        ValueError: No module returns maps of more than one pixel.
+        ValueError: No layer has space in its output, or a layout was given that another layer may not have.
     """
-
-    def job(replica: Replica) -> str:
-        return find_auto_layer(replica.model, prepared(inputs, replica.model), request or CAMRequest.of())
-
-    return run_in_replica(model, job, options)
-
-
-def find_auto_layer(model: nn.Module, inputs: Tensor, request: CAMRequest) -> str:
-    """As `choose_layer`, within `isolated`."""
-    with spatial_layers(model, inputs, request.layout) as seen:
-        run_without_graph(model, inputs)
-    if not seen:
+    asked = request or CAMRequest.of()
+    wanted = asked.part(slice(0, 1))
+    if isinstance(wanted.layout, Layout):
         raise BadInputError(
-            f'"auto" found no layer in {type(model).__name__}: none of its modules returns maps (N, K, h, w) of more '
-            "than one pixel. Grad-CAM needs one, such as a convolution; name it in `target_layers`."
+            '`layout` says how the output of a layer lies in space, and "auto" chooses another layer for each model; '
+            f"given: {wanted.layout}. Name the layer in `target_layers`."
         )
-    names, target = list(seen), request.targets[0]
-    for count in (*_FIRST_TRIES, len(names)):
-        candidates = {name: seen[name] for name in names[-count:]}
 
-        def read(returned: Any) -> Any:
-            return target.read(returned, request.output, len(inputs))
+    def surveyed(replica: Replica) -> Survey:
+        return survey(replica.model, prepared(inputs, replica.model), kind=wanted.layout_kind)
 
-        with forward_pass(model, inputs, candidates, read, layout=request.layout) as (taken, recordings):
-            found = gradients.differentiate(target.score(taken).values, recordings)
-        alive = [name for name, pair in found.items() if pair.gradient is not None]
-        if alive:
-            log.debug('"auto" chose the layer %r.', alive[-1])
-            return alive[-1]
-    log.debug('"auto" chose the layer %r, though the score depends on no layer that has space.', names[-1])
-    return names[-1]
+    found = run_in_replica(model, surveyed, options)
+    spatial = [call for call in found.calls if not reason_by_shape(call)]
+    if not spatial:
+        raise BadInputError(_nothing_found(model, found))
+    best = _best(model, inputs, wanted, spatial, options)
+    assert best.layout is not None
+    log.debug('"auto" chose the layer %r (%s).', best.name, best.layout)
+    return asked.at(best.full_name).reading({best.full_name: best.layout})
 
 
-@contextmanager
-def spatial_layers(model: nn.Module, inputs: Tensor, layout: Layout = CHANNELS_FIRST) -> Iterator[dict[str, nn.Module]]:
-    """Watch a forward pass: which modules return maps of more than one pixel, one for each of the inputs.
+def find_layouts(model: nn.Module, inputs: Tensor, request: CAMRequest) -> CAMRequest:
+    """The request with the full names of named layers, and with their layouts. To be used within `isolated`."""
+    layers = find_layers(model, request.layers)
+    if isinstance(request.layout, Layout):
+        return request.at(*layers).reading(dict.fromkeys(layers, request.layout))
+    found = survey(model, inputs, layers, kind=request.layout_kind)
+    return request.at(*layers).reading({name: _layout_of(found, name) for name in layers})
 
-    See Note [What looks like a map].
 
-    Yields:
-        Name to module, filled while the model runs, in the order in which the modules finish. Where a module's own name
-        has a `#` in it, the number of its last call follows, so that it can be told from such a number.
+def expect_layouts(model: nn.Module, inputs: Tensor, request: CAMRequest) -> CAMRequest:
+    """As `find_layouts`, but that layers which convolutions are in are only looked at in the pass that makes the maps.
+
+    So a network of convolutions costs no pass more. Where that pass finds out that it is not so, `find_layouts` does.
     """
-    seen: dict[str, nn.Module] = {}
-    passed_over: list[str] = []
-    known = _KnownMaps(inputs, layout)
-
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, _args: Any, output: Any) -> None:
-            activation = layout.find_activation(output)
-            if activation is None or len(activation) != len(inputs):
-                return
-            maps = layout.to_maps(activation)
-            if maps.shape[2:].numel() > 1 and known.include(module, maps):
-                seen.pop(name, None)
-                seen[name] = module
-                passed_over.clear()
-            elif maps.shape[2:].numel() > 1:
-                passed_over.append(name)
-
-        return hook
-
-    names = {f"{name}#-1" if "#" in name else name: module for name, module in named_modules(model)}
-    with hooked({name: (module, watch(name)) for name, module in names.items()}):
-        yield seen
-    if seen and passed_over:
-        log.warning(
-            '"auto" passes over what comes behind %r, from %r on: its outputs have four axes and do not look like maps '
-            "(N, K, h, w). Transformers are not supported; another layer can be named in `target_layers`.",
-            next(reversed(seen)),
-            passed_over[0],
-        )
+    if request.is_read:
+        return request
+    layers = find_layers(model, request.layers)
+    if request.layout is not None or not all(ObservedMaps.may_be(layer) for layer in layers.values()):
+        return find_layouts(model, inputs, request)
+    return request.at(*layers).reading({name: ObservedMaps.of(layer) for name, layer in layers.items()})
 
 
-class _KnownMaps:
-    """The maps that a pass has returned so far, by their shapes. See Note [What looks like a map]."""
-
-    def __init__(self, inputs: Tensor, layout: Layout) -> None:
-        self._layout = layout
-        self._image_size: tuple[int, int] = (inputs.shape[2], inputs.shape[3])
-        self._shapes: set[tuple[int, ...]] = set()
-
-    def include(self, module: nn.Module, maps: Tensor) -> bool:
-        """Whether what a module returned are maps; then they are known from now on."""
-        if self._layout.doubt(module, maps, self._image_size):
-            return False
-        shape = tuple(maps.shape[1:])
-        if is_channels_first(module):
-            self._shapes.add(shape)
-            return True
-        if not self._shapes:  # a network of layers of its own kinds: there is nothing to compare with
-            return True
-        is_plain = type(module).__module__.startswith("torch.nn.modules.") and not any(module.children())
-        return shape in self._shapes or (not is_plain and any(_is_pooled(shape, other) for other in self._shapes))
+def _layout_of(found: Survey, name: str) -> Layout:
+    call = found.of(*split_call(name))
+    if call is None:
+        return CHANNELS_FIRST  # it never ran, or not so often, which the pass that makes the maps says
+    if call.layout is None:
+        return Unreadable(call.reason)
+    if call.follows is False:
+        return Unreadable(f"which may be {call.layout}, if its cells followed the image, but they do not")
+    return call.layout
 
 
-def _is_pooled(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    """Whether a map has the sides of another one, or both of them smaller by the same factor."""
-    (_, h, w), (_, height, width) = shape, other
-    return h <= height and w <= width and abs(h / height - w / width) <= 1 / height + 1 / width
+# Auto
+
+
+def _best(
+    model: nn.Module, inputs: Tensor, request: CAMRequest, spatial: Sequence[LayerCall], options: ReplicaOptions
+) -> LayerCall:
+    def by_graph(replica: Replica) -> LayerCall | None:
+        return _best_call(replica.model, prepared(inputs, replica.model), request, spatial)
+
+    def without_zeros(replica: Replica) -> LayerCall | None:
+        _fill_zeros(replica.model)
+        return by_graph(replica)
+
+    best = run_in_replica(model, by_graph, options)
+    if best is None and not is_sharded(list(registered_modules(model))):
+        # Weights that are zero at first, a head's mostly, hide all gradients before them.
+        best = run_in_replica(model, without_zeros, replace(options, own_weights=True))
+    return best or run_in_replica(
+        model, lambda replica: _last_call(replica.model, prepared(inputs, replica.model), request, spatial), options
+    )
+
+
+def _best_call(model: nn.Module, inputs: Tensor, request: CAMRequest, spatial: Sequence[LayerCall]) -> LayerCall | None:
+    """The call that Note [The layer that auto takes] describes, of those with a layout; None if there is none."""
+    try:
+        graph = signal_graph(model, inputs, partial(score_of_one, request))
+    except Exception as error:  # the graph is ours: what it breaks may run without it
+        if is_out_of_memory(error):
+            raise
+        return None
+    reasons = reasons_by_graph(graph, spatial)
+    taken = [call for call, reason in zip(spatial, reasons, strict=True) if not reason]
+    tried = taken[: -_TRIES - 1 : -1]
+    return next((call for call in tried if _gets_gradient(model, inputs, request, call)), None)
+
+
+def _last_call(model: nn.Module, inputs: Tensor, request: CAMRequest, spatial: Sequence[LayerCall]) -> LayerCall:
+    """The last call that a gradient gets to, though a part of the signal goes past it; the last if there is none."""
+    tried = spatial[: -_TRIES - 1 : -1]
+    for call in tried:
+        if _gets_gradient(model, inputs, request, call):
+            log.warning(
+                '"auto" takes the layer %r, and a part of the signal goes past it: the map does not show all that the '
+                "score comes from. Another layer can be named in `target_layers`.",
+                call.name,
+            )
+            return call
+    return tried[0]
+
+
+def score_of_one(request: CAMRequest, returned: Any) -> Scores:
+    """The score of one image, from what the model returned."""
+    target = request.targets[0]
+    return target.score(target.read(returned, request.output, 1))
+
+
+def _fill_zeros(model: nn.Module) -> None:
+    """Give weights that are all zero small values, so that a gradient passes; of a replica with weights of its own."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if not name.endswith("bias") and weight.is_floating_point() and not bool(weight.any()):
+                weight.normal_(std=0.02)
+
+
+def reason_by_shape(call: LayerCall) -> str:
+    """Why "auto" does not take a call whatever the score depends on; empty where it may."""
+    if call.grid is None:
+        return call.reason or "no rows and columns"
+    if call.grid == (1, 1):
+        return "a single cell"
+    return "the cells do not follow the image" if call.follows is False else ""
+
+
+def reasons_by_graph(graph: SignalGraph, calls: Sequence[LayerCall]) -> list[str]:
+    """Of each call, why "auto" does not take it by the graph; empty where it may."""
+    reasons = ["" if graph.takes_all(call) else "a part of the signal goes past it" for call in calls]
+    reasons = [
+        reason or ("" if call.key in graph.alone else "it returns more than one tensor")
+        for call, reason in zip(calls, reasons, strict=True)
+    ]
+    open_ones = [number for number, reason in enumerate(reasons) if not reason]
+    for number, gradient in zip(open_ones, graph.gradients([calls[number] for number in open_ones]), strict=True):
+        if gradient is None or not bool((gradient != 0).any()):
+            reasons[number] = "no gradient arrives at its cells"
+        elif _is_prediction(gradient, graph.scores):
+            reasons[number] = "it is the prediction itself"
+    return reasons
+
+
+def _is_prediction(gradient: Tensor, scores: Scores) -> bool:
+    """Whether maps are the prediction itself: a channel a class, with a gradient in one alone."""
+    used = (gradient != 0).flatten(2).any(2).sum(1)
+    return gradient.shape[1] == scores.probabilities.shape[1] and bool((used <= 1).all())
+
+
+def _gets_gradient(model: nn.Module, inputs: Tensor, request: CAMRequest, call: LayerCall) -> bool:
+    """Whether a gradient gets to a layer's cells if a graph begins there, whatever forward detaches."""
+    assert call.layout is not None
+    name, read = call.full_name, partial(score_of_one, request)
+    layers, layouts = find_layers(model, [name]), {name: call.layout}
+    with forward_pass(model, inputs[:1], layers, read, GradientsKept(), layouts=layouts) as (scores, recordings):
+        gradient = gradients.differentiate(scores.values, recordings)[name].gradient
+    return gradient is not None and bool((call.layout.to_maps(gradient) != 0).any())
+
+
+def _nothing_found(model: nn.Module, found: Survey) -> str:
+    seen = [f"{call.name!r} returned {call.output}, {call.reason}" for call in reversed(found.calls) if call.reason]
+    examples = f" Seen, from the last: {'; '.join(seen[:3])}." if seen else ""
+    return (
+        f'"auto" found no layer in {type(model).__name__}: none of its modules returns maps (N, K, h, w), or tokens of '
+        "a grid, of more than one cell. Grad-CAM needs one, such as a convolution; name it in `target_layers`."
+        f"{examples}"
+    )

@@ -85,7 +85,7 @@ class Recording:
 @contextmanager
 def recorded(
     layers: Mapping[str, nn.Module],
-    find_activation: Callable[[Any], Tensor | None],
+    finders: Mapping[str, Callable[[Any], Tensor | None]],
     begun: Callable[[Tensor], None] | None = None,
     chosen: Mapping[str, int | None] = MappingProxyType({}),
 ) -> Iterator[dict[str, Recording]]:
@@ -95,7 +95,7 @@ def recorded(
 
     Args:
         layers: Name to module.
-        find_activation: From what a layer returned to the tensor with space in it, or None; as of a `Layout`.
+        finders: Name to what finds the tensor with space in it in what the layer returned, or None; as of a `Layout`.
         begun: Told of each activation that is handed on to the rest of the network, and that may be explained. A call
             that is chosen from the end it cannot know.
         chosen: Name to the call to explain, as of `Recording`; a name that is missing has None.
@@ -109,7 +109,7 @@ def recorded(
         stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
         stack.callback(recordings.clear)
         for name, module in layers.items():
-            handle = _hooked(module, _recording_hook(name, recordings, find_activation, begun))
+            handle = _hooked(module, _recording_hook(name, recordings, finders[name], begun))
             recordings[name].bypassed = handle is None
             if handle is not None:
                 stack.callback(handle.remove)

@@ -8,13 +8,14 @@ makes results of it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from gradcam_callback.engine import health
 from gradcam_callback.engine.health import Examination
+from gradcam_callback.engine.layouts import Layout
 from gradcam_callback.engine.targets import Scores
 from gradcam_callback.results import CAMResult
 
@@ -67,11 +68,13 @@ class DeviceResults:
         by_target: One a target, in the order of the request.
         input_size: `(H, W)` of the images, in pixels.
         modified_weights: The weights that the model's forward has written to in place, as of `Replica`.
+        layouts: Layer to how its output lies in space.
     """
 
     by_target: tuple[TargetResult, ...]
     input_size: tuple[int, int]
     modified_weights: tuple[str, ...] = ()
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
 
     @property
     def verdicts(self) -> Tensor:
@@ -159,6 +162,7 @@ def judge(results: DeviceResults, verdicts: Tensor) -> list[CAMResult]:
             probabilities=result.probabilities,
             health={layer: judged[number, layer] for layer in result.examinations},
             input_size=results.input_size,
+            layouts={layer: str(layout) for layer, layout in results.layouts.items()},
         )
         for number, result in enumerate(results.by_target)
     ]

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from gradcam_callback.causes import Cause
 from gradcam_callback.engine import gradients, health
-from gradcam_callback.engine.auto import find_auto_layer
+from gradcam_callback.engine.auto import choose_layer, expect_layouts, find_layouts
 from gradcam_callback.engine.capture import Recording
 from gradcam_callback.engine.device_results import DeviceResults, TargetResult, judge
 from gradcam_callback.engine.forward import ForwardObserver, count_calls, forward_pass, prepared
+from gradcam_callback.engine.grids import ObservedMaps, watching
 from gradcam_callback.engine.layers import AUTO, find_layers
-from gradcam_callback.engine.layouts import describe_output
+from gradcam_callback.engine.layouts import CHANNELS_FIRST, LayoutInput, Unreadable, describe_output
 from gradcam_callback.engine.replica import Replica, ReplicaOptions, run_in_replica
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.engine.targets import OutputSpec, TargetInput
@@ -37,6 +38,7 @@ def compute_cam(
     target: TargetInput = "predicted",
     method: str = "gradcam",
     output: OutputSpec = None,
+    layout: LayoutInput = None,
 ) -> CAMResult:
     """Compute class activation maps of one batch: one forward pass, one partial backward pass.
 
@@ -53,6 +55,8 @@ def compute_cam(
         target: The class to explain: "predicted", an int, or N ints (a list or an integer tensor); or a `Target`.
         method: "gradcam", "gradcam++", "hirescam", "xgradcam" or "layercam".
         output: Where the logits are in what the model returns: a key, an index, a function; None finds them.
+        layout: How the layers' outputs lie in space: "nchw", "nhwc", "tokens", a grid of tokens such as
+            `{"grid": [14, 14], "extras": 1}`, or a function from a tensor to `(N, K, h, w)`; None finds it.
 
     Returns:
         Maps, scores, and a judgement on each gradient. A probe without a usable gradient is a row of NaN, and so is
@@ -66,7 +70,7 @@ def compute_cam(
     Warns:
         UserWarning: The model's forward writes in place to weights, which therefore are not what they were.
     """
-    results = explain(model, inputs, CAMRequest.of(target_layers, [target], method, output))
+    results = explain(model, inputs, CAMRequest.of(target_layers, [target], method, output, layout))
     [result] = judge(results, *copy_to_host([results.verdicts]))
     for layer, verdict in result.health.items():
         if verdict.cause is Cause.UNSUPPORTED_OUTPUT:
@@ -112,16 +116,31 @@ def explain(
             the one layer of the request.
         options: How the replica is made.
     """
+    if request.uses_auto:
+        request = choose_layer(model, inputs, request, options=options)
 
     def job(replica: Replica) -> DeviceResults:
-        images, wanted = prepared(inputs, replica.model), request
-        if request.uses_auto:
-            wanted = request.at(find_auto_layer(replica.model, images, request))
-        passes = _Pass(replica.model, images, wanted, find_layers(replica.model, wanted.layers))
-        results = passes.run(observer) or passes.run_apart()
+        images = prepared(inputs, replica.model)
+        results = _explained(replica.model, images, expect_layouts(replica.model, images, request), observer)
+        if results is None:
+            results = _explained(replica.model, images, find_layouts(replica.model, images, request), observer)
+        assert results is not None
         return replace(results, modified_weights=replica.modified_weights())
 
     return run_in_replica(model, job, options)
+
+
+def _explained(
+    model: nn.Module, inputs: Tensor, request: CAMRequest, observer: Callable[[], ForwardObserver] | None
+) -> DeviceResults | None:
+    """What passes give for a request whose layouts are known; None where an expected one turns out to be another."""
+    passes = _Pass(model, inputs, request, find_layers(model, request.layers))
+    results = passes.run(observer) or passes.run_apart()
+    found = results.by_target[0].examinations
+    expected = [name for name, layout in request.layouts.items() if isinstance(layout, ObservedMaps)]
+    if any(found[name].cause is Cause.UNSUPPORTED_OUTPUT for name in expected):
+        return None
+    return replace(results, layouts={**request.layouts, **dict.fromkeys(expected, CHANNELS_FIRST)})
 
 
 class _Pass:
@@ -139,9 +158,12 @@ class _Pass:
         def read(returned: Any) -> list[Any]:
             return [target.read(returned, request.output, len(self.inputs)) for target in request.targets]
 
-        with forward_pass(self.model, self.inputs, self.layers, read, watch, chosen, request.layout) as (
-            taken,
-            recordings,
+        with (
+            watching(request.layouts.values()),
+            forward_pass(self.model, self.inputs, self.layers, read, watch, chosen, request.layouts) as (
+                taken,
+                recordings,
+            ),
         ):
             if len(self.layers) > 1 and any(recording.grad_reenabled_calls for recording in recordings.values()):
                 return None
@@ -165,20 +187,22 @@ class _Pass:
         """A pass for each layer, or for each call of the only one, so that none disturbs another."""
         if len(self.layers) == 1:
             return self._run_call_by_call()
-        passes = [self._of(name, layer) for name, layer in self.layers.items()]
+        passes = [self._of(name, name) for name in self.layers]
         return DeviceResults.side_by_side([one.run() or one.run_apart() for one in passes])
 
-    def _of(self, name: str, layer: nn.Module) -> _Pass:
-        return _Pass(self.model, self.inputs, self.request.at(name), {name: layer})
+    def _of(self, layer: str, name: str) -> _Pass:
+        """At one layer, under the name of one of its calls."""
+        request = self.request.at(name).reading({name: self.request.layouts[layer]})
+        return _Pass(self.model, self.inputs, request, {name: self.layers[layer]})
 
     def _run_call_by_call(self) -> DeviceResults:
         """A pass for each call of one layer, the last one first, until the score depends on the call."""
-        [(name, layer)] = self.layers.items()
+        [name] = self.layers
         plain, chosen = split_call(name)
         count = count_calls(self.model, self.inputs, self.layers)[name]
         tried: list[DeviceResults] = []
         for call in range(count - 1, -1, -1) if chosen is None else [chosen + count]:
-            results = self._of(f"{plain}#{call}", layer).run()
+            results = self._of(name, f"{plain}#{call}").run()
             assert results is not None  # a call that is chosen from the start disturbs itself never
             tried.append(results)
             [verdict] = judge(results, *copy_to_host([results.verdicts]))[0].health.values()
@@ -204,17 +228,14 @@ class _Pass:
         return replace(self._examine_call(name, pair, scores), calls=pair.calls, call=pair.call)
 
     def _examine_call(self, name: str, pair: gradients.LayerGradient, scores: Tensor) -> health.Examination:
-        layout, method = self.request.layout, self.request.method
+        layout, method = self.request.layouts[name], self.request.method
         if pair.activation is None:
             if not 0 <= pair.call < pair.calls:
                 return health.missing(None, scores, Cause.LAYER_NOT_CALLED, _not_called(name, pair.calls))
-            return _unsupported(name, scores, f"{describe_output(pair.unusable_output)}: no maps (N, K, h, w).")
+            reason = f", {layout.reason}" if isinstance(layout, Unreadable) and layout.reason else ""
+            what = f"{describe_output(pair.unusable_output)}{reason}: no maps (N, K, h, w)."
+            return _unsupported(name, scores, what)
         activation = layout.to_maps(pair.activation)
-        height, width = self.inputs.shape[-2:]
-        doubt = layout.doubt(self.layers[name], activation, (height, width))
-        if doubt:
-            shape = tuple(pair.activation.shape)
-            return _unsupported(name, scores, f"a tensor of shape {shape}, {doubt}: no maps (N, K, h, w).")
         if pair.gradient is None and method.needs_gradient:
             return health.missing(activation, scores, _backward_failure(pair.failure), pair.failure)
         if len(activation) != len(scores):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -60,7 +61,7 @@ def forward_pass(
     read: Callable[[Any], Read],
     observer: ForwardObserver | None = None,
     chosen: Mapping[str, int | None] | None = None,
-    layout: Layout = CHANNELS_FIRST,
+    layouts: Mapping[str, Layout] = MappingProxyType({}),
 ) -> Iterator[tuple[Read, dict[str, capture.Recording]]]:
     """Run the model once, with a graph that begins at the layers. To be used within `isolated`.
 
@@ -71,14 +72,15 @@ def forward_pass(
         read: Takes what is needed out of what the model returns, while the pass is still observed.
         observer: Follows what forward does with the activations.
         chosen: Name to the call to explain; by default what the names say.
-        layout: How activations lie in space.
+        layouts: Name to layout; channels first where there is none.
 
     Yields:
         What was read, and what was recorded at the layers.
     """
     begun = None if observer is None else observer.begin
     calls = {name: split_call(name)[1] for name in layers} if chosen is None else chosen
-    with capture.recorded(layers, layout.find_activation, begun, calls) as recordings:
+    finders = {name: layouts.get(name, CHANNELS_FIRST).find_activation for name in layers}
+    with capture.recorded(layers, finders, begun, calls) as recordings:
         if observer is not None:
             with observer.watching(model):
                 taken = read(observer.continued(call_model(model, inputs)))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from gradcam_callback.engine.layers import AUTO, check_names
-from gradcam_callback.engine.layouts import CHANNELS_FIRST, Layout
+from gradcam_callback.engine.layouts import Layout, LayoutInput, as_layout
 from gradcam_callback.engine.methods import Method, find_method
 from gradcam_callback.engine.targets import OutputSpec, Target, TargetInput, as_target
 from gradcam_callback.errors import BadInputError
@@ -21,14 +21,16 @@ class CAMRequest:
         targets: At least one; there is a result for each.
         method: How the map is made.
         output: Where the logits are in what the model returns; None finds them.
-        layout: How activations lie in space.
+        layout: How activations lie in space, if that was given; "tokens" or None where it has to be found.
+        layouts: Layer to layout, once they are found.
     """
 
     layers: tuple[str, ...]
     targets: tuple[Target, ...]
     method: Method
     output: OutputSpec = None
-    layout: Layout = CHANNELS_FIRST
+    layout: Layout | str | None = None
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -37,14 +39,14 @@ class CAMRequest:
         targets: Sequence[TargetInput] = ("predicted",),
         method: str | Method = "gradcam",
         output: OutputSpec = None,
-        layout: Layout = CHANNELS_FIRST,
+        layout: LayoutInput = None,
     ) -> CAMRequest:
         """Check what was asked for, before any model has run.
 
         Raises:
             TypeError: Layers or a target are of a wrong type.
-            ValueError: There is no such method; what follows a `#` in a layer's name is no number; a target is no
-                class; the method needs what there is not yet.
+            ValueError: There is no such method or layout; what follows a `#` in a layer's name is no number; a target
+                is no class; the method needs what there is not yet.
         """
         chosen = method if isinstance(method, Method) else find_method(method)
         if chosen.extra_forwards:
@@ -52,11 +54,25 @@ class CAMRequest:
                 f"The method {chosen.name!r} needs {chosen.extra_forwards} more forward passes a sample. Possible are "
                 "methods that need none, such as 'gradcam'."
             )
-        return cls(check_names(layers), tuple(map(as_target, targets)), chosen, output, layout)
+        return cls(check_names(layers), tuple(map(as_target, targets)), chosen, output, as_layout(layout))
 
     def at(self, *layers: str) -> CAMRequest:
         """The same at other layers."""
         return replace(self, layers=layers)
+
+    def reading(self, layouts: Mapping[str, Layout]) -> CAMRequest:
+        """The same with the layouts of its layers."""
+        return replace(self, layouts=layouts)
+
+    @property
+    def layout_kind(self) -> str | None:
+        """The kind of layout that has to be found, "tokens"; None where it may be any."""
+        return self.layout if isinstance(self.layout, str) else None
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the layouts of all its layers are known."""
+        return all(layer in self.layouts for layer in self.layers)
 
     def part(self, samples: slice) -> CAMRequest:
         """The same for some of the samples."""

@@ -17,6 +17,7 @@ from gradcam_callback.diagnosis import diagnoser as diagnosis
 from gradcam_callback.diagnosis.tracer import bridging
 from gradcam_callback.engine import auto, explain, forward, layers
 from gradcam_callback.engine.device_results import DeviceResults, judge
+from gradcam_callback.engine.layouts import Layout
 from gradcam_callback.engine.replica import ReplicaOptions
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.engine.targets import Target, TargetInput, as_target
@@ -74,12 +75,18 @@ class ProbePass:
     replica_options: ReplicaOptions = field(default_factory=ReplicaOptions)
     _slices: SliceRunner = field(default_factory=SliceRunner)
     _resolved: tuple[str, ...] = ()
+    _layouts: Mapping[str, Layout] = field(default_factory=dict)
     _known: dict[str, tuple[_Health, Diagnosis]] = field(default_factory=dict)
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The full names of the layers; before "auto" has chosen, "auto"."""
         return self._resolved or self.request.layers
+
+    @property
+    def layouts(self) -> Mapping[str, Layout]:
+        """Layer to layout; empty until the first pass."""
+        return self._layouts
 
     def resolve(self, model: nn.Module) -> None:
         """Find the layers' full names. What "auto" has chosen stays, if the model still has that layer.
@@ -90,23 +97,24 @@ class ProbePass:
         if not self.request.uses_auto:
             self._resolved = tuple(layers.find_layers(model, self.request.layers))
         elif self._resolved and self._resolved[0] not in dict(model.named_modules()):
-            self._resolved = ()
+            self._resolved, self._layouts = (), {}
 
     def select_auto(self, model: nn.Module, images: Tensor) -> str | None:
         """Let "auto" choose, if it has not; the name of the layer if it was chosen now.
 
         Raises:
             ForwardFailedError: The model raised.
-            ValueError: No module returns maps of more than one pixel.
+            ValueError: No layer has space in its output.
         """
         if self._resolved or not self.request.uses_auto:
             return None
 
-        def choice() -> str:
+        def choice() -> tuple[tuple[str, ...], Mapping[str, Layout]]:
             with self._model_errors_diagnosed(len(images)):
-                return auto.choose_layer(model, images[:1], self.request, options=self.replica_options)
+                found = auto.choose_layer(model, images[:1], self.request, options=self.replica_options)
+            return found.layers, found.layouts
 
-        self._resolved = (self.processes.run_consistently(choice),)
+        self._resolved, self._layouts = self.processes.run_consistently(choice)
         return self._resolved[0]
 
     def run(
@@ -125,8 +133,9 @@ class ProbePass:
             ForwardFailedError: The model raised.
             PartFailedError: Something else failed in one of several processes.
         """
-        request = replace(self.request, layers=self.layers, targets=tuple(map(as_target, targets)))
+        request = replace(self.request.at(*self.layers), targets=tuple(map(as_target, targets)), layouts=self._layouts)
         results = self._explain(model, images, request)
+        self._layouts = results.layouts  # found once
         shown = _to_host([results], results, None if self._gathers else render)
         causes = self._find_causes(model, images, request, judge(results, shown.verdicts[0]))
         verdicts, crossings = shown.verdicts[0], causes.crossings
@@ -221,7 +230,12 @@ class ProbePass:
     ) -> Diagnosis:
         """Why these probes have no gradient; where memory is short, found out at as many as fit."""
         size = self._slices.size or len(images)
-        ask = partial(diagnosis.diagnose, output=self.request.output, options=self.replica_options)
+        ask = partial(
+            diagnosis.diagnose,
+            output=self.request.output,
+            layout=self._layouts.get(layer),
+            options=self.replica_options,
+        )
         if size >= len(images):
             return ask(model, images, layer, target=target)
         part = slice(nulls[0], nulls[0] + size)

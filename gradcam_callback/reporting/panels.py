@@ -125,7 +125,8 @@ class PanelRenderer:
                 )
                 verdict = results[0].health[layer]
                 name = name_call(layer, verdict.calls, verdict.call)
-                panels[layer].append(self._panel(f"{name}\n{heading}", page, inputs, captions[0], columns))
+                title = f"{name}\n{heading} · {_name_cells(results[0], layer)}"
+                panels[layer].append(self._panel(title, page, inputs, captions[0], columns))
         return panels
 
     def _pages(self) -> Iterator[slice]:
@@ -154,6 +155,13 @@ class PanelRenderer:
             shared_scale=style.shared_scale,
             input_title="input" + (f"\n{channels}" if channels else ""),
         )
+
+
+def _name_cells(result: CAMResult, layer: str) -> str:
+    """How fine a map is, and what its cells are: "7 x 7 cells", "14 x 14 cells (tokens, 1 extra)"."""
+    height, width = result.cams[layer].shape[1:]
+    layout = result.layouts.get(layer, "channels first")
+    return f"{height} x {width} cells" + ("" if layout == "channels first" else f" ({layout})")
 
 
 def _part(column: PanelColumn, page: slice) -> PanelColumn:

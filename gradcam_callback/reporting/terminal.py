@@ -22,6 +22,7 @@ from rich.text import Text
 
 from gradcam_callback import pages
 from gradcam_callback.causes import Cause
+from gradcam_callback.engine.layer_listing import ListedLayer
 from gradcam_callback.results import Diagnosis, PathStep
 
 _RESCUES = {
@@ -75,6 +76,37 @@ def print_reports(reports: Sequence[Report], *, as_json: bool, console: Console 
     nulls = list(dict.fromkeys(report.diagnosis.layer for report in reports if report.diagnosis.cause is not None))
     verdict = f"Gradients are missing at {', '.join(nulls)}." if nulls else "Every gradient is there."
     console.print(Text(printable(verdict), style="bold red" if nulls else "bold green"))
+
+
+def print_layers(layers: Sequence[ListedLayer], *, as_json: bool, console: Console | None = None) -> None:
+    """Print which layers there are, and which "auto" takes.
+
+    Args:
+        layers: In the order in which they finish.
+        as_json: Whether to print one JSON list, instead of a table as wide as the terminal allows.
+        console: Where to; None takes stdout.
+    """
+    console = console or Console()
+    if as_json:
+        text = json.dumps([asdict(layer) for layer in layers], indent=2)
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("layer", overflow="fold", min_width=18)
+    table.add_column("type", overflow="fold")
+    table.add_column("returns", overflow="fold")
+    table.add_column("cells", overflow="fold")
+    table.add_column("gradient", justify="right", no_wrap=True)
+    table.add_column("auto", overflow="fold", min_width=16)
+    for layer in layers:
+        cells = "" if layer.cells is None else f"{layer.cells[0]} x {layer.cells[1]}, {layer.layout}"
+        norm = "" if layer.gradient is None else f"{layer.gradient:.2e}"
+        verdict = "takes it" if layer.chosen else f"no: {layer.reason}" if layer.reason else "possible"
+        output = layer.output.removeprefix("a tensor of shape ")
+        style = "bold green" if layer.chosen else "" if not layer.reason else "dim"
+        row = (layer.name, layer.kind, output, cells.removesuffix(", channels first"), norm, verdict)
+        table.add_row(*(Text(printable(cell)) for cell in row), style=style)
+    console.print(table)
 
 
 def print_markdown(text: str, console: Console | None = None) -> None:
