@@ -55,10 +55,11 @@ class GradCAMCallback(Callback):
 
     Args:
         target_layers: Dotted names of modules inside the LightningModule, such as `model.layer4`, one or several; or
-            `auto`: the last layer that returns maps of more than one pixel and that the score depends on. Of a layer
+            `auto`: the last layer with rows and columns in its output that the whole signal passes. Of a layer
             that runs more than once in a forward pass, the last call that the score depends on is explained; the
             number of a call behind the name, counted from 0, or from the end with a minus, chooses another:
-            `model.head#0` is the first call, `model.head#-1` the last. Several calls make several panels.
+            `model.head#0` is the first call, `model.head#-1` the last. Several calls make several panels. A `*` stands
+            for any part of a name between two dots: `model.layer*` makes a panel of each stage of a ResNet.
         probes: The images: the first n that pass in the first validation, the samples at these positions, or a source:
             `gradcam_callback.ValidationProbes`, `ImageProbes`, or from Python `TensorProbes`.
         target: The class to explain: `predicted`, `label`, or a class index. Several make several columns.

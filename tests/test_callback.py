@@ -446,6 +446,14 @@ def test_with_a_csv_logger_alone_panels_and_alerts_lie_in_its_folder(run: MakeRu
     assert fit.our_warnings() == []
 
 
+def test_a_pattern_makes_a_panel_of_each_layer(run: MakeRun) -> None:
+    fit = run(cb(target_layers="model.st*"), max_epochs=1).fit()
+    assert [tag for tag in fit.events.images if tag.startswith("gradcam/")] == [
+        *("gradcam/model.stem", "gradcam/model.stage"),
+    ]
+    assert fit.alerts == []
+
+
 class Patches(nn.Module):
     """A transformer with a class token, whose blocks return tokens."""
 

@@ -120,6 +120,30 @@ def test_a_layer_is_found_however_its_place_is_written(written: str, meant: str)
     assert found[meant] is model.get_submodule(meant)
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("model.layer4.*", ["model.layer4.0", "model.layer4.1"]),
+        ("model.*4", ["model.layer4"]),
+        ("*.conv?", ["model.conv1"]),
+        ("model.named.*#-1", ["model.named.first#-1", "model.named.second#-1"]),
+        ("model.heads.c*", ["model.heads.cls"]),
+    ],
+)
+def test_a_pattern_stands_for_the_layers_that_it_matches_between_dots(written: str, meant: list[str]) -> None:
+    assert list(find_layers(Task(), [written])) == meant
+
+
+def test_a_pattern_that_matches_nothing_is_unknown() -> None:
+    with pytest.raises(ValueError, match=r"Task has no layer 'model\.layer9\*'"):
+        find_layers(Task(), ["model.layer9*"])
+
+
+def test_a_name_with_a_star_in_it_is_no_pattern() -> None:
+    model = nn.ModuleDict({"a*": nn.ReLU(), "ab": nn.ReLU()})
+    assert list(find_layers(model, ["a*"])) == ["a*"]
+
+
 def test_several_layers_keep_their_order_and_two_names_of_one_layer_are_one() -> None:
     found = find_layers(Net(), ["layer4[-1]", "conv1", "layer4.1", "layer4[1]"])
     assert list(found) == ["layer4.1", "conv1"]

@@ -35,6 +35,7 @@ from gradcam_callback.engine.replica import ReplicaOptions
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.engine.targets import OutputSpec, TargetInput, as_target
 from gradcam_callback.engine.transfer import copy_to_host
+from gradcam_callback.errors import BadInputError
 from gradcam_callback.results import Cut, Diagnosis, GradientState, LayerHealth, split_call
 
 _NO_OPTIONS = ReplicaOptions()
@@ -87,7 +88,9 @@ def diagnose(
     try:
         if request.uses_auto:
             request = auto.choose_layer(model, inputs, request, options=options)
-        [layer] = layers.find_layers(model, request.layers)
+        layer, *others = layers.find_layers(model, request.layers)
+        if others:
+            raise BadInputError(f"A diagnosis is of one layer, and {target_layer!r} stands for {[layer, *others]}.")
         space: Layout = CHANNELS_FIRST
         if is_closed(model, layer):
             missing = {layer: health.missing(None, forward.prepared(inputs, model), Cause.HOOK_BYPASSED)}

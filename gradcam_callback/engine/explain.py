@@ -48,10 +48,11 @@ def compute_cam(
     Args:
         model: Any module that maps images to logits.
         inputs: `(N, C, H, W)`, as the model takes them; moved to the model's device.
-        target_layers: Dotted names of modules inside the model, or "auto": the last module in forward order that
-            returns maps of more than one pixel and that the score depends on. Of a layer that runs more than once in a
-            forward pass, the last call that the score depends on is explained, or the one whose number stands at the
-            end of the name, counted from 0: "head#0" is the first call, "head#1" the second, "head#-1" the last.
+        target_layers: Dotted names of modules inside the model, in which a `*` stands for any part between two dots; or
+            "auto": the last module in forward order that has rows and columns in its output and that the whole signal
+            passes. Of a layer that runs more than once in a forward pass, the last call that the score depends on is
+            explained, or the one whose number stands at the end of the name, counted from 0: "head#0" is the first
+            call, "head#1" the second, "head#-1" the last.
         target: The class to explain: "predicted", an int, or N ints (a list or an integer tensor); or a `Target`.
         method: "gradcam", "gradcam++", "hirescam", "xgradcam" or "layercam".
         output: Where the logits are in what the model returns: a key, an index, a function; None finds them.

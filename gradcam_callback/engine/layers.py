@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -59,7 +60,8 @@ def find_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
     Args:
         model: Where to look.
         names: Dotted names. A list's item may be counted from the end, and written as in Python: "layer4[-1].conv2"
-            is "layer4.1.conv2" in a ResNet-18. The number of a call, behind a `#`, is kept.
+            is "layer4.1.conv2" in a ResNet-18. A `*` or `?` stands for any part of a name between two dots:
+            "layer*" is all stages of a ResNet. The number of a call, behind a `#`, is kept.
 
     Raises:
         ValueError: There is no such module; the message names the closest.
@@ -68,13 +70,27 @@ def find_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
     found = {}
     for given in names:
         name, call = split_call(given)
-        plain = _without_wrappers(name)
-        if plain not in modules:
-            plain = _without_brackets({"": model, **modules}, plain)
-        if plain not in modules:
-            raise BadInputError(_unknown(model, name, list(modules)))
-        found[plain if call is None else f"{plain}#{call}"] = modules[plain]
+        for plain in _meant(model, modules, name):
+            found[plain if call is None else f"{plain}#{call}"] = modules[plain]
     return found
+
+
+def _meant(model: nn.Module, modules: Mapping[str, nn.Module], name: str) -> list[str]:
+    """The full names that a name stands for: one, or as many as a pattern matches."""
+    plain = _without_wrappers(name)
+    if plain not in modules:
+        plain = _without_brackets({"": model, **modules}, plain)
+    if plain in modules:
+        return [plain]
+    parts = plain.split(".")
+    matching = [known for known in modules if _matches(known.split("."), parts)] if re.search(r"[*?]", plain) else []
+    if not matching:
+        raise BadInputError(_unknown(model, name, list(modules)))
+    return matching
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    return len(parts) == len(pattern) and all(map(fnmatch.fnmatchcase, parts, pattern))
 
 
 def named_modules(model: nn.Module, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Module]]:
