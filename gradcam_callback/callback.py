@@ -69,6 +69,8 @@ class GradCAMCallback(Callback):
         layout: How the layers' outputs lie in space: `nchw`, `nhwc`, `tokens`, a grid of tokens with the number or the
             positions of the extra ones (`{grid: [14, 14], extras: 1}`), or the dotted name of a function from a tensor
             to `(N, K, h, w)`; by default it is found.
+        forward: What is called of the LightningModule: a method that takes images and returns the output. One that
+            takes them by keyword only is given them so (`forward(*, pixel_values)`, `forward(**batch)`).
         every_n_epochs: Epochs between two probe passes; epoch 0 always has one.
         on_null: What to do about a probe without a usable gradient: `warn`; `raise` ends the run with a
             GradientNullError, before the first training step if it is so from the start; `ignore` does not warn, and
@@ -106,6 +108,7 @@ class GradCAMCallback(Callback):
         method: str = "gradcam",
         output: int | str | Callable[[Any], Any] | None = None,
         layout: str | dict[str, Any] | Callable[[Any], Any] | None = None,
+        forward: str = "forward",
         every_n_epochs: int = 1,
         on_null: OnNull = "warn",
         bridge: bool = True,
@@ -126,6 +129,7 @@ class GradCAMCallback(Callback):
             method=method,
             output=output,
             layout=layout,
+            forward=forward,
             every_n_epochs=every_n_epochs,
             on_null=on_null,
             bridge=bridge,

@@ -29,6 +29,16 @@ def check_options(every_n_epochs: Any, opacity: Any, class_names: Any, output: A
         raise BadInputError(f"`output` is a key, an index, a function, or None to find the logits; given: {output!r}.")
 
 
+def check_method_name(name: Any) -> None:
+    """Check the name of a method.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(name, str) or not name.isidentifier():
+        raise BadInputError(f"`forward` is the name of a method of the LightningModule; given: {name!r}.")
+
+
 def check_choice(name: str, value: Any, possible: Sequence[str]) -> None:
     """Check that a value is among those that are possible.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from gradcam_callback import trainer_context
+from gradcam_callback import entry_point, trainer_context
 from gradcam_callback.diagnosis.diagnoser import diagnose
 from gradcam_callback.engine.layer_listing import ListedLayer, list_layers
 from gradcam_callback.engine.replica import ReplicaOptions
@@ -47,8 +47,9 @@ class Prober:
         """Find the layers in the model, and know the processes that take part.
 
         Raises:
-            BadInputError: There is no such layer.
+            BadInputError: There is no such layer, or no such method.
         """
+        entry_point.check_method(pl_module, self._settings.forward)
         self._pass.processes = processes
         self._pass.resolve(pl_module)
 
@@ -121,7 +122,8 @@ class Prober:
     @contextmanager
     def _running(self, trainer: Trainer) -> Iterator[None]:
         """As in a validation of the trainer; outside of it nothing of ours holds trainer or model."""
-        self._pass.replica_options = trainer_context.replica_options(trainer)
+        image_key = getattr(self._settings.source, "image_key", None)
+        self._pass.replica_options = trainer_context.replica_options(trainer, self._settings.forward, image_key)
         try:
             with trainer.precision_plugin.forward_context():
                 yield

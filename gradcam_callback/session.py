@@ -57,7 +57,7 @@ class Session:
         """Find the layers in the model.
 
         Raises:
-            BadInputError: There is no such layer.
+            BadInputError: There is no such layer, or no such method.
         """
         self._capture.processes = trainer_context.processes_of(trainer)
         self._prober.bind_model(pl_module, self._capture.processes)

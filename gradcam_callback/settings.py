@@ -27,6 +27,7 @@ class Settings:
     method: str
     output: int | str | Callable[[Any], Any] | None
     layout: LayoutInput
+    forward: str
     every_n_epochs: int
     on_null: OnNull
     bridge: bool
@@ -51,6 +52,7 @@ class Settings:
         colormap_table(given["colormap"])
         options.check_options(given["every_n_epochs"], given["opacity"], given["class_names"], given["output"])
         layouts.as_layout(given["layout"])
+        options.check_method_name(given["forward"])
         options.check_choice("on_null", given["on_null"], get_args(OnNull))
         options.check_choice("scale", given["scale"], get_args(Scale))
         options.check_statistics("mean", given["mean"])
@@ -74,12 +76,13 @@ class Settings:
             "method": self.method,
             "output": str(getattr(self.output, "__qualname__", self.output)),
             "layout": str(getattr(self.layout, "__qualname__", self.layout)),
+            "forward": self.forward,
             "probes": self.source.describe(),
         }
 
     def as_texts(self) -> dict[str, str]:
         """All options as texts that stay the same from run to run."""
-        explained = ("source", "output", "layout", "targets")
+        explained = ("source", "output", "layout", "forward", "targets")
         own = {name: repr(value) for name, value in vars(self).items() if name not in explained}
         return {**own, **self.request_texts()}
 

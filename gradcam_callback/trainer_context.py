@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
+from gradcam_callback import entry_point
 from gradcam_callback.engine.replica import ReplicaOptions, copy_structure, isolated
 from gradcam_callback.execution.processes import ProcessGroup
 from gradcam_callback.reporting.sinks.files import AlertFile, PanelFiles, run_folder
@@ -111,8 +112,14 @@ class TrainerView:
         return copy.copy(value) if type(value) in (dict, list, set) else value
 
 
-def replica_options(trainer: Trainer) -> ReplicaOptions:
-    """How a LightningModule is copied: it sees a view of the Trainer, and what it logs reaches nobody."""
+def replica_options(trainer: Trainer, method: str = entry_point.FORWARD, image_key: Any = None) -> ReplicaOptions:
+    """How a LightningModule is copied: it sees a view of the Trainer, and what it logs reaches nobody.
+
+    Args:
+        trainer: The Trainer.
+        method: What is called of the module, as for `entry_point.adapt`.
+        image_key: Likewise.
+    """
     substitutes: list[tuple[Any, Any]] = [(trainer, TrainerView(trainer))]
     for logger in trainer.loggers:
         substitutes.append((logger, DummyLogger()))
@@ -120,10 +127,12 @@ def replica_options(trainer: Trainer) -> ReplicaOptions:
         if experiment is not None:
             substitutes.append((experiment, DummyLogger().experiment))
     shared = (Trainer, LightningDataModule, Logger)
-    return ReplicaOptions(substitutes=tuple(substitutes), shared_types=shared, prepare=_mute)
+    prepare = partial(_prepare, method, image_key)
+    return ReplicaOptions(substitutes=tuple(substitutes), shared_types=shared, prepare=prepare)
 
 
-def _mute(model: nn.Module) -> None:
+def _prepare(method: str, image_key: Any, model: nn.Module) -> None:
+    entry_point.adapt(model, method, image_key)
     for module in model.modules():
         if isinstance(module, LightningModule):
             vars(module).update(log=_log_nothing, log_dict=_log_nothing)

@@ -17,7 +17,7 @@ LAYERS = [
     {"results"},
     {"errors"},
     {"pages"},
-    {"options"},
+    {"options", "entry_point"},
     {"engine"},
     {"diagnosis", "probes"},
     {"execution", "reporting"},
