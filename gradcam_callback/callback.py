@@ -20,6 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from gradcam_callback.engine.layer_listing import ListedLayer
 from gradcam_callback.engine.layers import AUTO
+from gradcam_callback.engine.targets import Task
 from gradcam_callback.options import OnNull, Scale, TargetSpec
 from gradcam_callback.probes import ProbeSet, ProbeSource
 from gradcam_callback.reporting.alerts import Alert
@@ -71,6 +72,9 @@ class GradCAMCallback(Callback):
             to `(N, K, h, w)`; by default it is found.
         forward: What is called of the LightningModule: a method that takes images and returns the output. One that
             takes them by keyword only is given them so (`forward(*, pixel_values)`, `forward(**batch)`).
+        task: What the model's numbers are: `classification`, scores of classes of which one is right; `multilabel`,
+            scores of labels each for itself; or `regression`, values. By default the labels tell: several an image, or
+            numbers that are no classes.
         every_n_epochs: Epochs between two probe passes; epoch 0 always has one.
         on_null: What to do about a probe without a usable gradient: `warn`; `raise` ends the run with a
             GradientNullError, before the first training step if it is so from the start; `ignore` does not warn, and
@@ -109,6 +113,7 @@ class GradCAMCallback(Callback):
         output: int | str | Callable[[Any], Any] | None = None,
         layout: str | dict[str, Any] | Callable[[Any], Any] | None = None,
         forward: str = "forward",
+        task: Task | None = None,
         every_n_epochs: int = 1,
         on_null: OnNull = "warn",
         bridge: bool = True,
@@ -130,6 +135,7 @@ class GradCAMCallback(Callback):
             output=output,
             layout=layout,
             forward=forward,
+            task=task,
             every_n_epochs=every_n_epochs,
             on_null=on_null,
             bridge=bridge,

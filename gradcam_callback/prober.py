@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
 
@@ -14,13 +14,14 @@ from gradcam_callback.diagnosis.diagnoser import diagnose
 from gradcam_callback.engine.layer_listing import ListedLayer, list_layers
 from gradcam_callback.engine.replica import ReplicaOptions
 from gradcam_callback.engine.request import CAMRequest
+from gradcam_callback.engine.targets import ClassTarget, Task
 from gradcam_callback.errors import BadInputError
 from gradcam_callback.execution.probe_pass import ProbePass, ProbePassResult
 from gradcam_callback.execution.processes import ProcessGroup
 from gradcam_callback.probes import ProbeSet
 from gradcam_callback.reporting.panel import Panel
 from gradcam_callback.reporting.panels import PanelRenderer, class_name
-from gradcam_callback.results import Diagnosis
+from gradcam_callback.results import CAMResult, Diagnosis
 from gradcam_callback.settings import Settings
 
 
@@ -117,7 +118,23 @@ class Prober:
 
     def _targets(self, probes: ProbeSet) -> list[Any]:
         labels = [] if probes.labels is None else probes.labels.tolist()
-        return [labels if target == "label" else target for target in self._settings.targets]
+        task, outputs = self._settings.task, None
+        if task is None and probes.values is not None:  # by the labels, if there is one for each number of the output
+            task, outputs = cast(Task, probes.task), probes.values[0].numel()
+        classes = [labels if target == "label" else target for target in self._settings.targets]
+        return [ClassTarget(chosen, task=task or "classification", outputs=outputs) for chosen in classes]
+
+    def task_notice(self, probes: ProbeSet, result: CAMResult) -> str | None:
+        """What to say where the labels have told the task."""
+        if self._settings.task is not None or probes.values is None:
+            return None
+        if result.task != probes.task:
+            shape = tuple(probes.values.shape[1:])
+            return f"The labels are no class indices (of shape {shape} each), and the probes have none."
+        what = "several labels an image" if result.task == "multilabel" else "numbers that are no classes"
+        return (
+            f"The data have {what}, so Grad-CAM takes the model's outputs for a {result.task}; `task` says otherwise."
+        )
 
     @contextmanager
     def _running(self, trainer: Trainer) -> Iterator[None]:

@@ -96,9 +96,11 @@ class CAMResult:
         scores: `(N,)` float32, the logit of that class.
         predictions: `(N,)` int64, the class with the highest logit.
         probabilities: `(N, L)` float32 in 0..1, softmax of the logits; of a single logit, its sigmoid and the rest.
-            What a sigmoid or a softmax in the model has made is taken as it is.
+            What a sigmoid or a softmax in the model has made is taken as it is. Of labels that are each for itself,
+            the sigmoids; in a regression, the values.
         health: Layer to judgement.
         input_size: `(H, W)` of the inputs, in pixels.
+        task: What the model's numbers are: "classification", "multilabel" or "regression".
         layouts: Layer to how its output lies in space, in words: "channels first", "tokens, 1 extra".
     """
 
@@ -109,6 +111,7 @@ class CAMResult:
     probabilities: Tensor
     health: Mapping[str, LayerHealth]
     input_size: tuple[int, int]
+    task: str = "classification"
     layouts: Mapping[str, str] = field(default_factory=dict)
 
     def heatmaps(self, size: tuple[int, int] | None = None) -> dict[str, Tensor]:

@@ -106,7 +106,7 @@ class RunReporter:
     def record_doubts(self, trainer: Trainer, probes: ProbeSet, style: PanelStyle, result: CAMResult) -> None:
         """Take in what makes it doubtful that the panels show what they seem to."""
         found = findings.hidden_channels(probes.displayed.shape[1], style.channels)
-        if style.class_names is not None:
+        if style.class_names is not None and result.task != "regression":
             found += findings.classes_differ(len(style.class_names), result.probabilities.shape[1])
         self.record(trainer, ["channels", "classes"], found)
 

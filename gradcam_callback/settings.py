@@ -9,6 +9,7 @@ from typing import Any, get_args
 from gradcam_callback import options
 from gradcam_callback.engine import layers, layouts, methods
 from gradcam_callback.engine.layouts import LayoutInput
+from gradcam_callback.engine.targets import Task
 from gradcam_callback.options import OnNull, Scale, TargetSpec
 from gradcam_callback.probes import ProbeSet, ProbeSource, as_source
 from gradcam_callback.reporting.alerts import Alert
@@ -28,6 +29,7 @@ class Settings:
     output: int | str | Callable[[Any], Any] | None
     layout: LayoutInput
     forward: str
+    task: Task | None
     every_n_epochs: int
     on_null: OnNull
     bridge: bool
@@ -54,6 +56,8 @@ class Settings:
         layouts.as_layout(given["layout"])
         options.check_method_name(given["forward"])
         options.check_choice("on_null", given["on_null"], get_args(OnNull))
+        if given["task"] is not None:
+            options.check_choice("task", given["task"], get_args(Task))
         options.check_choice("scale", given["scale"], get_args(Scale))
         options.check_statistics("mean", given["mean"])
         options.check_statistics("std", given["std"])
@@ -77,12 +81,13 @@ class Settings:
             "output": str(getattr(self.output, "__qualname__", self.output)),
             "layout": str(getattr(self.layout, "__qualname__", self.layout)),
             "forward": self.forward,
+            "task": str(self.task),
             "probes": self.source.describe(),
         }
 
     def as_texts(self) -> dict[str, str]:
         """All options as texts that stay the same from run to run."""
-        explained = ("source", "output", "layout", "forward", "targets")
+        explained = ("source", "output", "layout", "forward", "task", "targets")
         own = {name: repr(value) for name, value in vars(self).items() if name not in explained}
         return {**own, **self.request_texts()}
 

@@ -454,6 +454,75 @@ def test_a_pattern_makes_a_panel_of_each_layer(run: MakeRun) -> None:
     assert fit.alerts == []
 
 
+class Labelled(Spots):
+    """The images with labels of another kind."""
+
+    def __init__(self, length: int, kind: str) -> None:
+        super().__init__(length)
+        self.kind = kind
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = super().__getitem__(index)
+        flags = torch.zeros(3)
+        flags[[int(label), (int(label) + 1) % 3]] = 1
+        labels = {
+            "flags": flags,
+            "value": torch.tensor(float(label) + 0.5),
+            "values": flags + 0.25,
+            "boxes": torch.rand(7),
+        }
+        return image, labels[self.kind]
+
+
+class Scoring(Classifier):
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.model.fc = nn.Linear(self.model.fc.in_features, outputs)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self(batch[0]).square().mean()
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.log("loss", self(batch[0]).square().mean())
+
+
+@pytest.mark.parametrize(
+    ("kind", "outputs", "task", "said"),
+    [
+        ("flags", 3, "multilabel", "takes the model's outputs for a multilabel; `task` says otherwise"),
+        ("value", 1, "regression", "takes the model's outputs for a regression; `task` says otherwise"),
+        ("values", 3, "regression", "numbers that are no classes"),
+        ("boxes", 3, "classification", "The labels are no class indices (of shape (7,) each)"),
+    ],
+)
+def test_the_labels_tell_the_task_once(
+    run: MakeRun, kind: str, outputs: int, task: str, said: str, caplog: Any
+) -> None:
+    module, data = Scoring(outputs), loader(Labelled(8, kind))
+    with caplog.at_level(logging.INFO):
+        fit = run(cb(), module, max_epochs=2).fit(data, data)
+    result = fit.callback.last_result
+    assert result is not None
+    assert result.task == task
+    assert fit.alerts == []
+    assert caplog.text.count(said) == 1
+    assert fit.callback.probes is not None
+    with torch.no_grad():
+        logits = module.eval()(fit.callback.probes.images)
+    expected = {"multilabel": logits.sigmoid(), "regression": logits, "classification": logits.softmax(1)}[task]
+    torch.testing.assert_close(result.probabilities, expected)
+
+
+def test_a_task_that_is_given_needs_no_labels_and_is_not_commented(run: MakeRun, caplog: Any) -> None:
+    with caplog.at_level(logging.INFO):
+        fit = run(cb(task="multilabel"), max_epochs=1).fit()
+    assert fit.callback.last_result is not None
+    assert fit.callback.last_result.task == "multilabel"
+    assert "`task`" not in caplog.text
+    with pytest.raises(ValueError, match=r"`task` is one of 'classification', 'multilabel', 'regression'; given: 'x'"):
+        cb(task="x")
+
+
 class Patches(nn.Module):
     """A transformer with a class token, whose blocks return tokens."""
 

@@ -90,6 +90,46 @@ def test_without_labels_nothing_is_right_or_wrong() -> None:
     assert panel.correct == (None, None)
 
 
+def labelled(values: Any) -> ProbeSet:
+    return replace(probe_set(labels=False), values=torch.tensor(values))
+
+
+def test_several_labels_are_named_and_the_prediction_is_right_if_it_is_one_of_them() -> None:
+    probes = labelled([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    panel = panel_of([cam_result(verdict(OK, OK), task="multilabel")], ["predicted"], probes)
+
+    assert [caption.split("\n")[1:] for caption in panel.captions] == [
+        ["labels: ant, cat", "predicted: ant 0.70"],
+        ["labels: none", "predicted: ant 0.70"],
+    ]
+    assert panel.correct == (True, False)
+
+
+def test_a_regression_shows_values() -> None:
+    value = replace(cam_result(verdict(OK, OK), task="regression"), probabilities=torch.tensor([[-1.5], [20.25]]))
+    panel = panel_of([value], ["predicted"], labelled([0.5, 19.0]))
+
+    assert [caption.split("\n")[1:] for caption in panel.captions] == [
+        ["label: 0.5", "predicted: -1.5"],
+        ["label: 19", "predicted: 20.25"],
+    ]
+    assert panel.columns[0].captions == ("-1.5", "20.25")
+    assert panel.correct == (None, None)
+
+
+def test_a_regression_of_several_values_says_which() -> None:
+    panel = panel_of(
+        [cam_result(verdict(OK, OK), task="regression", targets=(1, 2))], ["predicted"], labelled([[1.0, 2, 3]] * 2)
+    )
+    assert panel.columns[0].captions == ("bee: 0.2", "cat: 0.1")
+    assert panel.captions[0] == "#0\nlabel: 1, 2, 3\npredicted: ant: 0.7"
+
+
+def test_labels_of_another_task_are_not_shown() -> None:
+    panel = panel_of([cam_result(verdict(OK, OK))], ["predicted"], labelled([[1.0, 2.5], [0.0, 1.0]]))
+    assert panel.captions[0] == "#0\npredicted: ant 0.70"
+
+
 def test_a_column_names_its_class_and_that_ones_probability() -> None:
     panel = panel_of([cam_result(verdict(OK, OK)), cam_result(verdict(OK, OK), targets=(1, 2))], ["predicted", "label"])
 

@@ -798,9 +798,6 @@ class TestBatches:
     @pytest.mark.parametrize(
         "change",
         [
-            lambda y: 0.5 + y,
-            lambda y: torch.ones(CLASSES),
-            lambda y: torch.tensor([3.0, 4.0, 10.0, 12.0]),
             lambda y: torch.zeros(4, 5, dtype=torch.int64),
             lambda y: -1,
             lambda y: "ant",
@@ -813,6 +810,26 @@ class TestBatches:
         assert probes.labels is None
         assert found(probes) == [0, 1, 2, 3]
         assert "no class indices" in probes.notices[0]
+        assert (probes.values, probes.task) == (None, None)
+
+    @pytest.mark.parametrize(
+        ("change", "task"),
+        [
+            (lambda y: 0.5 + y, "regression"),
+            (lambda y: torch.tensor([3.0, 4.0, 10.0, 12.0]), "regression"),
+            (lambda y: torch.ones(CLASSES), "multilabel"),
+            (lambda y: torch.ones(CLASSES, dtype=torch.int64), "multilabel"),
+        ],
+    )
+    def test_labels_of_another_kind_are_kept_and_tell_the_task(self, change: Any, task: str) -> None:
+        probes = take(Shaped(lambda x, y: (x, change(y))))
+
+        assert probes.labels is None
+        assert probes.values is not None
+        numbered = Numbered(4)
+        assert probes.values.tolist() == [torch.as_tensor(change(numbered[i][1])).tolist() for i in range(4)]
+        assert probes.task == task
+        assert probes.notices == ()
 
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)

@@ -12,7 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradcam_callback.engine.targets import check_target, choose_targets, class_count, find_logits, predict, score
+from gradcam_callback.engine.targets import (
+    ClassTarget,
+    check_target,
+    choose_targets,
+    class_count,
+    find_logits,
+    predict,
+    score,
+)
 
 LOGITS = torch.tensor([[1.0, 4.0, 2.0], [3.0, 0.0, -1.0]])
 MAPS = torch.zeros(2, 3, 4, 4)
@@ -382,3 +390,38 @@ def test_scores_are_the_logits_of_the_targets() -> None:
 @pytest.mark.parametrize(("width", "classes"), [(1, 2), (2, 2), (3, 3), (1000, 1000)])
 def test_classes_are_as_many_as_logits_but_two_at_least(width: int, classes: int) -> None:
     assert class_count(torch.zeros(2, width)) == classes
+
+
+# Tasks
+
+
+@pytest.mark.parametrize("outputs", [None, 3])
+def test_labels_each_for_itself_have_sigmoids(outputs: int | None) -> None:
+    scores = ClassTarget("predicted", task="multilabel", outputs=outputs).score(LOGITS)
+    assert scores.task == "multilabel"
+    assert scores.predictions.tolist() == scores.targets.tolist() == LOGITS.argmax(1).tolist()
+    torch.testing.assert_close(scores.probabilities, LOGITS.sigmoid())
+    torch.testing.assert_close(scores.values, LOGITS.amax(1))
+
+
+def test_values_of_a_regression_are_scores_and_no_classes() -> None:
+    single = ClassTarget("predicted", task="regression").score(torch.tensor([[-2.0], [3.0]]))
+    assert (single.values.tolist(), single.targets.tolist(), single.predictions.tolist()) == ([-2, 3], [0, 0], [0, 0])
+    assert single.probabilities.tolist() == [[-2], [3]]
+    assert single.task == "regression"
+    third = ClassTarget(2, task="regression").score(LOGITS)
+    assert torch.equal(third.values, LOGITS[:, 2])
+    with pytest.raises(ValueError, match="does not exist"):
+        ClassTarget(1, task="regression").score(torch.tensor([[-2.0], [3.0]]))
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_a_task_for_another_number_of_outputs_is_a_classification(task: Any) -> None:
+    scores = ClassTarget("predicted", task=task, outputs=LOGITS.shape[1] + 1).score(LOGITS)
+    assert scores.task == "classification"
+    torch.testing.assert_close(scores.probabilities, LOGITS.softmax(1))
+
+
+def test_the_task_stays_with_a_part_of_the_samples() -> None:
+    part = ClassTarget([0, 1, 2], task="multilabel", outputs=3).part(slice(1, 3))
+    assert (part.classes, part.task, part.outputs) == ([1, 2], "multilabel", 3)

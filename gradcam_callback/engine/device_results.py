@@ -16,7 +16,7 @@ from torch import Tensor
 from gradcam_callback.engine import health
 from gradcam_callback.engine.health import Examination
 from gradcam_callback.engine.layouts import Layout
-from gradcam_callback.engine.targets import Scores
+from gradcam_callback.engine.targets import Scores, Task
 from gradcam_callback.results import CAMResult
 
 
@@ -30,6 +30,7 @@ class TargetResult:
         predictions: `(N,)` int64.
         probabilities: `(N, L)` float32 in 0..1.
         examinations: Layer to the findings, and the map among them.
+        task: As of `Scores`.
     """
 
     targets: Tensor
@@ -37,12 +38,13 @@ class TargetResult:
     predictions: Tensor
     probabilities: Tensor
     examinations: Mapping[str, Examination]
+    task: Task = "classification"
 
     @classmethod
     def of(cls, scores: Scores, examinations: Mapping[str, Examination]) -> TargetResult:
         """Without the history of the scores."""
         values = scores.values.detach().float()
-        return cls(scores.targets, values, scores.predictions, scores.probabilities, examinations)
+        return cls(scores.targets, values, scores.predictions, scores.probabilities, examinations, scores.task)
 
     @property
     def cams(self) -> dict[str, Tensor]:
@@ -57,6 +59,7 @@ class TargetResult:
             self.predictions.to(device),
             self.probabilities.to(device),
             {layer: found.to(device) for layer, found in self.examinations.items()},
+            self.task,
         )
 
 
@@ -133,6 +136,7 @@ def _concat(parts: Sequence[TargetResult]) -> TargetResult:
         examinations={
             layer: health.concat([part.examinations[layer] for part in parts]) for layer in parts[0].examinations
         },
+        task=parts[0].task,
     )
 
 
@@ -162,6 +166,7 @@ def judge(results: DeviceResults, verdicts: Tensor) -> list[CAMResult]:
             probabilities=result.probabilities,
             health={layer: judged[number, layer] for layer in result.examinations},
             input_size=results.input_size,
+            task=result.task,
             layouts={layer: str(layout) for layer, layout in results.layouts.items()},
         )
         for number, result in enumerate(results.by_target)

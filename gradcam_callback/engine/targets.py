@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from gradcam_callback.errors import BadInputError
 _NORMALISING = {"Sigmoid", "Softmax", "SafeSoftmax"}
 _RESHAPING = {"View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Slice", "T"}
 _RESHAPING |= {"Alias", "ToCopy", "Clone", "Clamp"}
+
+Task = Literal["classification", "multilabel", "regression"]
+"""What the numbers of a sample are: scores of classes, of which one is right; of labels, each for itself; or values."""
 
 OutputSpec = str | int | Callable[[Any], Any] | None
 """Where the logits are in what a model returned: a key or attribute, an index, a function; None finds them."""
@@ -29,13 +32,15 @@ class Scores:
         values: `(N,)`, the score of each sample, with the history that leads to the layers.
         targets: `(N,)` int64, what each score stands for: a class, mostly.
         predictions: `(N,)` int64, what the model says.
-        probabilities: `(N, L)` float32 in 0..1.
+        probabilities: `(N, L)` float32 in 0..1; the values themselves in a regression.
+        task: What they are probabilities of.
     """
 
     values: Tensor
     targets: Tensor
     predictions: Tensor
     probabilities: Tensor
+    task: Task = "classification"
 
 
 @runtime_checkable
@@ -69,11 +74,15 @@ TargetInput = str | int | Sequence[int] | Tensor | Target
 
 @dataclass(frozen=True, eq=False)
 class ClassTarget:
-    """The logit of a class.
+    """The logit of a class, or of a label; or a value of a regression.
 
     Attributes:
-        classes: "predicted", a class for all samples, or a class a sample.
+        classes: "predicted", a class for all samples, or a class a sample. In a regression, the number of the value;
+            "predicted" is the largest.
         name: The title, e.g. the name of the class; by default it is made of the classes.
+        task: What the numbers are.
+        outputs: How many numbers of a sample the task is meant for; if the model gives another number of them, it is a
+            classification. None is any.
 
     Raises:
         TypeError: `classes` is neither "predicted", an int, nor a list or tensor of ints.
@@ -82,6 +91,8 @@ class ClassTarget:
 
     classes: str | int | Sequence[int] | Tensor = "predicted"
     name: str = ""
+    task: Task = "classification"
+    outputs: int | None = None
 
     def __post_init__(self) -> None:
         check_target(self.classes)
@@ -125,15 +136,21 @@ class ClassTarget:
         Raises:
             ValueError: A class that does not exist, or a number of classes that is not the number of samples.
         """
-        predictions, probabilities = predict(read)
+        task = self.task if self.outputs in (None, read.shape[1]) else "classification"
+        if task == "regression":
+            values = read.detach().float()
+            largest = read.detach().argmax(dim=1)
+            chosen = choose_targets(self.classes, largest, read.shape[1])
+            return Scores(read.gather(1, chosen.unsqueeze(1)).squeeze(1), chosen, largest, values, task)
+        predictions, probabilities = predict(read, independent=task == "multilabel")
         chosen = choose_targets(self.classes, predictions, class_count(read))
-        return Scores(score(read, chosen), chosen, predictions, probabilities)
+        return Scores(score(read, chosen), chosen, predictions, probabilities, task)
 
     def part(self, samples: slice) -> ClassTarget:
         """The classes of some of the samples."""
         if isinstance(self.classes, (str, int)) or self._is_for_all:
             return self
-        return ClassTarget(self.classes[samples], self.name)
+        return replace(self, classes=self.classes[samples])
 
 
 def as_target(given: TargetInput) -> Target:
@@ -270,16 +287,21 @@ def check_target(target: Any) -> None:
         raise BadInputError(f"A target class is at least 0; given: {int(classes.min())}.")
 
 
-def predict(logits: Tensor) -> tuple[Tensor, Tensor]:
+def predict(logits: Tensor, *, independent: bool = False) -> tuple[Tensor, Tensor]:
     """The predicted classes `(N,)` int64, and the probabilities `(N, L)` float32 in 0..1.
 
     Of a single logit, class 1 is the logit and class 0 its negative; the probabilities are its sigmoid and the rest.
     What a sigmoid or a softmax made are probabilities already.
+
+    Args:
+        logits: `(N, L)`.
+        independent: Whether each of them is of a label for itself, whose probability is its sigmoid.
     """
     exact, are_probabilities = logits.detach(), has_probabilities(logits)
     values = exact.float()  # may make one of two float64 numbers that are not
     if values.shape[1] > 1:
-        return exact.argmax(dim=1), values if are_probabilities else values.softmax(dim=1)
+        made = values if are_probabilities else values.sigmoid() if independent else values.softmax(dim=1)
+        return exact.argmax(dim=1), made
     if are_probabilities:
         return (exact[:, 0] > 0.5).long(), torch.cat([1 - values, values], dim=1)
     return (exact[:, 0] > 0).long(), torch.cat([torch.sigmoid(-values), torch.sigmoid(values)], dim=1)

@@ -24,7 +24,8 @@ class ProbeSet:
     Attributes:
         images: What the model's forward gets: `(N, C, H, W)`, or `(N, H, W)` where the batches hold grey images without
             a channel axis. Of a new set they are on the CPU, contiguous, and in the batches' dtype.
-        labels: `(N,)` int64 on the CPU, or None where the data has none.
+        labels: `(N,)` int64 on the CPU, or None where the data has no class indices.
+        values: `(N,)` or `(N, L)` float32 on the CPU: labels of another kind, several an image or numbers.
         names: One short name a probe: "#3" is position 3; or the name of a file.
         indices: The probes' positions in the order in which validation reads its data, counted from 0 over all
             processes; None where they come from elsewhere.
@@ -46,6 +47,15 @@ class ProbeSet:
     fingerprint: str
     notices: tuple[str, ...] = ()
     missing: tuple[int, ...] = ()
+    values: Tensor | None = None
+
+    @property
+    def task(self) -> str | None:
+        """What the labels tell of the task: "multilabel" or "regression"; None where they are classes, or none."""
+        if self.values is None:
+            return None
+        is_flag = (self.values == 0) | (self.values == 1)
+        return "multilabel" if self.values.ndim == 2 and bool(is_flag.all()) else "regression"
 
     def __len__(self) -> int:
         return len(self.images)

@@ -218,7 +218,7 @@ class _BatchCollector(ProbeCollector):
         chosen = selection.chosen()
         images = {f"#{sample.position}": sample.image for sample in chosen}
         with torch.inference_mode(False):
-            labels, problem = _join_labels(chosen)
+            labels, values, problem = _join_labels(chosen)
             notices = [selection.shortage(), *(sample.notice for sample in chosen), problem]
             return make_probe_set(
                 self._dataset,
@@ -228,6 +228,7 @@ class _BatchCollector(ProbeCollector):
                 indices=tuple(sample.position for sample in chosen),
                 notices=tuple(dict.fromkeys(filter(None, notices))),
                 missing=selection.missing(),
+                values=values,
             )
 
     def preview(self, batch: Any, dataloader_idx: int | None, count: int) -> ProbeSet | None:
@@ -251,11 +252,17 @@ class _BatchCollector(ProbeCollector):
         return replace(probes, indices=None, notices=()) if len(probes) else None
 
 
-def _join_labels(samples: Sequence[ProbeSample]) -> tuple[Tensor | None, str]:
-    """The labels as class indices `(N,)`, and what to tell the user where they are none."""
+def _join_labels(samples: Sequence[ProbeSample]) -> tuple[Tensor | None, Tensor | None, str]:
+    """The labels as class indices `(N,)`, or else as values, and what to tell the user where they are neither."""
     labels = [sample.label for sample in samples if sample.label is not None]
     if not labels or len(labels) < len(samples):
-        return None, ""
+        return None, None, ""
     column = as_column(labels, len(samples))
-    indices = None if column is None else class_indices(column)
-    return indices, "" if indices is not None else not_classes(labels if column is None else column)
+    if column is None:
+        return None, None, not_classes(labels)
+    indices = class_indices(column)
+    if indices is not None:
+        return indices, None, ""
+    if column.is_floating_point() or column.ndim == 2:
+        return None, column.float().cpu(), ""
+    return None, None, not_classes(column)

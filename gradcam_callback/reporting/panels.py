@@ -114,7 +114,7 @@ class PanelRenderer:
             Layer to its pages.
         """
         *pages, peaks, numbers = tensors
-        captions = [CaptionData.of(rows) for rows in numbers]
+        captions = [CaptionData.of(rows, result) for rows, result in zip(numbers, results, strict=True)]
         panels: dict[str, list[Panel]] = {layer: [] for layer in results[0].cams}
         for page, (inputs, *overlays) in zip(self._pages(), pages, strict=True):
             for number, layer in enumerate(panels):
@@ -178,12 +178,22 @@ class CaptionData:
     predictions: list[int]
     target_probabilities: list[float]
     prediction_probabilities: list[float]
+    task: str = "classification"
+    outputs: int = 2
 
     @classmethod
-    def of(cls, numbers: Tensor) -> CaptionData:
-        """From `(N, 4)` numbers on the host."""
-        targets, predictions, *probabilities = zip(*numbers.tolist(), strict=True)
-        return cls([int(x) for x in targets], [int(x) for x in predictions], *(list(p) for p in probabilities))
+    def of(cls, numbers: Tensor, result: CAMResult) -> CaptionData:
+        """From `(N, 4)` numbers on the host, and what they are numbers of."""
+        targets, predictions, *probabilities = map(list, zip(*numbers.tolist(), strict=True))
+        indices = list(map(int, targets)), list(map(int, predictions))
+        return cls(*indices, probabilities[0], probabilities[1], result.task, result.probabilities.shape[1])
+
+    def name(self, index: int, probability: float, names: Sequence[str] | None) -> str:
+        """A class and its probability; in a regression a value, and which it is where there are several."""
+        if self.task == "regression":
+            value = "" if math.isnan(probability) else f"{probability:.4g}"
+            return value if self.outputs == 1 else f"{class_name(index, names)}: {value}"
+        return class_name(index, names) + ("" if math.isnan(probability) else f" {probability:.2f}")
 
 
 def _numbers(result: TargetResult) -> Tensor:
@@ -198,8 +208,7 @@ def _column(
     captions = []
     bridged = verdict.bridged or (False,) * len(verdict.state)
     for i, target in enumerate(data.targets):
-        probability = data.target_probabilities[i]
-        caption = class_name(target, style.class_names) + ("" if math.isnan(probability) else f" {probability:.2f}")
+        caption = data.name(target, data.target_probabilities[i], style.class_names)
         caption += "\nempty: every channel speaks against it" if verdict.empty[i] else ""
         caption += f"\nbridged: {verdict.cause}" if bridged[i] else ""
         captions.append(caption)
@@ -224,18 +233,33 @@ def _input_captions(probes: ProbeSet, data: CaptionData, style: PanelStyle) -> t
     captions = []
     for i, name in enumerate(probes.names):
         lines = [name]
-        if probes.labels is not None:
-            lines.append(f"label: {class_name(int(probes.labels[i]), style.class_names)}")
-        predicted, probability = class_name(data.predictions[i], style.class_names), data.prediction_probabilities[i]
-        lines.append("no finite score" if math.isnan(probability) else f"predicted: {predicted} {probability:.2f}")
+        lines += _label_lines(probes, i, data.task, style.class_names)
+        probability = data.prediction_probabilities[i]
+        predicted = data.name(data.predictions[i], probability, style.class_names)
+        lines.append("no finite score" if math.isnan(probability) else f"predicted: {predicted}")
         captions.append("\n".join(lines))
     return tuple(captions)
 
 
+def _label_lines(probes: ProbeSet, probe: int, task: str, names: Sequence[str] | None) -> list[str]:
+    """What the data say of a probe, in a line; none where they say nothing that fits the task."""
+    if probes.labels is not None:
+        return [f"label: {class_name(int(probes.labels[probe]), names)}"]
+    if probes.values is None or task != probes.task:
+        return []
+    values = probes.values[probe].reshape(-1)
+    if task == "multilabel":
+        return [f"labels: {', '.join(class_name(int(i), names) for i in values.nonzero()) or 'none'}"]
+    return [f"label: {', '.join(f'{value:.4g}' for value in values.tolist())}"]
+
+
 def _correct(probes: ProbeSet, data: CaptionData) -> tuple[bool | None, ...]:
-    if probes.labels is None:
-        return (None,) * len(probes)
-    return tuple(int(label) == seen for label, seen in zip(probes.labels, data.predictions, strict=True))
+    """Whether the prediction is the label, or one of several; None where that cannot be said."""
+    if probes.labels is not None:
+        return tuple(int(label) == seen for label, seen in zip(probes.labels, data.predictions, strict=True))
+    if probes.values is not None and data.task == probes.task == "multilabel":
+        return tuple(bool(row[seen]) for row, seen in zip(probes.values, data.predictions, strict=True))
+    return (None,) * len(probes)
 
 
 def class_name(index: int, names: Sequence[str] | None) -> str:
