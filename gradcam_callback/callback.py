@@ -126,28 +126,9 @@ class GradCAMCallback(Callback):
         scale: Scale = "each",
         source_lines: bool = True,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        self.settings = Settings.checked(
-            target_layers=target_layers,
-            probes=probes,
-            target=target,
-            method=method,
-            output=output,
-            layout=layout,
-            forward=forward,
-            task=task,
-            every_n_epochs=every_n_epochs,
-            on_null=on_null,
-            bridge=bridge,
-            class_names=class_names,
-            mean=mean,
-            std=std,
-            channels=channels,
-            colormap=colormap,
-            opacity=opacity,
-            scale=scale,
-            source_lines=source_lines,
-        )
+        self.settings = Settings.checked(**given)
         self._memory = Memory()
         self._sessions: weakref.WeakKeyDictionary[Trainer, Session] = weakref.WeakKeyDictionary()
 

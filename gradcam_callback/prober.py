@@ -124,10 +124,10 @@ class Prober:
         classes = [labels if target == "label" else target for target in self._settings.targets]
         return [ClassTarget(chosen, task=task or "classification", outputs=outputs) for chosen in classes]
 
-    def task_notice(self, probes: ProbeSet, result: CAMResult) -> str | None:
-        """What to say where the labels have told the task."""
+    def task_notice(self, probes: ProbeSet, result: CAMResult) -> str:
+        """What to say where the labels have told the task; empty where they have not."""
         if self._settings.task is not None or probes.values is None:
-            return None
+            return ""
         if result.task != probes.task:
             shape = tuple(probes.values.shape[1:])
             return f"The labels are no class indices (of shape {shape} each), and the probes have none."

@@ -119,8 +119,8 @@ class RunReporter:
         self.record(trainer, ["callback", "forward"], [finding])
 
     def notice(self, trainer: Trainer, text: str) -> None:
-        """Say once, in the log, what is no alarm."""
-        if trainer.is_global_zero:
+        """Say once, in the log, what is no alarm; nothing where the text is empty."""
+        if text and trainer.is_global_zero:
             self._alerts.notice(text)
 
     def notice_calls(self, trainer: Trainer, result: CAMResult) -> None:

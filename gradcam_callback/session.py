@@ -213,9 +213,7 @@ class Session:
             text = f"Grad-CAM explains the layer {self.layers[0]!r}, which `target_layers: auto` chose."
             self.reporter.notice(trainer, text)
         self.reporter.notice_calls(trainer, result.results[0])
-        task = self._prober.task_notice(probes, result.results[0])
-        if task is not None:
-            self.reporter.notice(trainer, task)
+        self.reporter.notice(trainer, self._prober.task_notice(probes, result.results[0]))
         self.reporter.record_health(trainer, result, self._prober.titles(probes))
         self.reporter.record_doubts(trainer, probes, renderer.style, result.results[0])
         return result

@@ -226,25 +226,27 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def coverage_table(rows: list[dict[str, Any]]) -> str:
-    lines = [INTRODUCTION, "| from | right | said to be a part | refused | wrong |", "| --- | --- | --- | --- | --- |"]
+    lines = [INTRODUCTION, f"| from | {' | '.join(VERDICTS)} |", "| --- " * (1 + len(VERDICTS)) + "|"]
     for source in dict.fromkeys(row["source"] for row in rows):
         verdicts = [row["verdict"].partition(":")[0] for row in rows if row["source"] == source]
-        counts = [str(verdicts.count(one)) for one in ("right", "said to be a part", "refused", "wrong")]
+        counts = [str(verdicts.count(one)) for one in VERDICTS]
         lines.append(f"| {source}, {len(verdicts)} networks | {' | '.join(counts)} |")
     lines += ["", "| network | layer | layout | cells | to autograd | to grad-cam | verdict |", "| --- " * 7 + "|"]
     for row in sorted(rows, key=lambda row: (row["source"], row["network"].lower())):
-        figures = [f"{row[name]:.0e}" if name in row else "" for name in ("error", "agreement")]
+        figures = [f"{row[name]:.0e}" if name in row else "n/a" for name in ("error", "agreement")]
         words = [str(row.get(name, "")) for name in ("layer", "layout", "cells")]
         lines.append(f"| {' | '.join([row['network'], *words, *figures, row['verdict'][:120]])} |")
     return "\n".join([*lines, ""])
 
 
+VERDICTS = ("right", "said to be a part", "refused", "takes no such images", "wrong")
 INTRODUCTION = """\
 # Networks that were tried
 
 `make coverage` writes this page. Each network has random weights and gets two images of its own size; "auto" chooses
 the layer. *To autograd*: the largest difference to the map by plain autograd over the whole network, over the map's
-largest value. *To grad-cam*: the same to what grad-cam computes at that layer, given how its output is reshaped. A
-network is *right* if both are below 1e-4, and if the gradient of each half of the map with respect to the image lies in
-that half. *Said to be a part*: no layer has the whole signal, and a warning says so.
+largest value. *To grad-cam*: the same to what grad-cam computes at that layer, given how its output is reshaped; it
+takes no gradient of a layer that returns a structure. A network is *right* if both are below 1e-4, and if the gradient
+of each half of the map with respect to the image lies in that half. *Said to be a part*: no layer has the whole signal,
+and a warning says so.
 """

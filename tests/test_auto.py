@@ -14,9 +14,10 @@ from test_explain import WithAuxiliary, net
 from torch import Tensor, nn
 
 from gradcam_callback import compute_cam
-from gradcam_callback.engine.auto import choose_layer
+from gradcam_callback.engine.auto import _gets_gradient, choose_layer
 from gradcam_callback.engine.layouts import CHANNELS_FIRST, CHANNELS_LAST, Layout, Tokens
 from gradcam_callback.engine.request import CAMRequest
+from gradcam_callback.engine.survey import survey
 
 
 def chosen(model: nn.Module, images: Tensor, **options: Any) -> tuple[str, Layout]:
@@ -303,6 +304,36 @@ def test_layers_of_its_own_kinds_alone_are_taken_at_their_word() -> None:
 
     model = nn.Sequential(Scale(), nn.Flatten(), nn.Linear(3 * 16, 3))
     assert chosen(model, torch.randn(2, 3, 8, 8))[0] == "0"
+
+
+class ClassToken(nn.Module):
+    """Its score is read from a token that is no cell, behind the last mixing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.mix, self.norm, self.fc = (
+            nn.Conv2d(3, 8, 4, 4),
+            nn.Identity(),
+            nn.LayerNorm(8),
+            nn.Linear(8, 3),
+        )
+        self.token = torch.randn(1, 1, 8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        cells = self.embed(images).flatten(2).transpose(1, 2)
+        tokens = self.mix(torch.cat([self.token.expand(len(cells), -1, -1), cells], 1))
+        return self.fc(self.norm(tokens + tokens.mean(1, keepdim=True))[:, 0])
+
+
+@pytest.mark.parametrize(("layer", "gets"), [("mix", True), ("norm", False)])
+def test_a_gradient_of_the_class_token_alone_is_none_of_the_cells(layer: str, gets: bool) -> None:
+    model, images = ClassToken(), torch.rand(1, 3, 16, 16)
+    call = survey(model, images).of(layer)
+    assert call is not None
+    assert call.layout == Tokens((4, 4), (0,))
+    assert _gets_gradient(model, images, CAMRequest.of(), call) is gets
+    assert chosen(model, images)[0] == "mix"
 
 
 # Cells follow the image

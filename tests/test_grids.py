@@ -47,6 +47,8 @@ def after(*grids: tuple[int, int], image: tuple[int, int] = (64, 64), extras: An
         (ANY, (6, 5, 5), [(5, 5)], CHANNELS_FIRST),
         (ANY, (3, 65, 65), [(8, 8)], None),  # attention between 64 cells and a class token
         (ANY, (3, 65, 32), [(8, 8)], None),  # its keys
+        (ANY, (3, 1, 401), [(20, 20)], None),  # attention of one token
+        (ANY, (96, 6, 4), [(13, 10)], CHANNELS_FIRST),  # pooled without padding
         (ANY, (3, 16, 16, 16), [(16, 16)], None),
         (ANY, (8,), [(16, 16)], None),
         (ANY, (96, 32, 32), [], CHANNELS_FIRST),  # nothing to compare with but the image

@@ -44,6 +44,12 @@ def test_reasons_of_the_graph() -> None:
     assert maps == {"features": "", "classifier": "it is the prediction itself"}
 
 
+def test_a_structure_whose_other_parts_the_score_may_come_from_is_not_taken() -> None:
+    listed = {layer.name: layer.reason for layer in list_layers(Structured(), torch.rand(1, 3, 8, 8))}
+    assert listed["backbone"] == "it returns more than one tensor"
+    assert listed["backbone.encoder"] == ""
+
+
 def test_calls_of_a_layer_that_runs_more_than_once_are_numbered() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

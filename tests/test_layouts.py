@@ -183,6 +183,34 @@ def test_a_given_layout_is_used_and_gives_the_same_map(layout: Any) -> None:
     torch.testing.assert_close(cam, expected)
 
 
+class Turning(nn.Module):
+    """A block that ends with the channels last, although there is a convolution in it."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 5, 3, padding=1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.conv(images).permute(0, 2, 3, 1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.block, self.fc = self.Block(), nn.Linear(5, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.block(images).relu().mean((1, 2)))
+
+
+def test_a_block_of_convolutions_that_ends_with_the_channels_last_is_read_so() -> None:
+    model, images = Turning(), torch.rand(2, 3, 6, 8)
+    result = compute_cam(model, images, ["block", "block.conv"], target=1)
+    assert result.layouts == {"block": "channels last", "block.conv": "channels first"}
+    torch.testing.assert_close(result.cams["block"], result.cams["block.conv"])
+    assert result.cams["block"].max() > 0
+
+
 def test_a_function_that_makes_no_maps_is_refused() -> None:
     with pytest.raises(ValueError, match=r"of a tensor of shape \(2, 6, 5\) it made a tensor of shape \(2, 30\)"):
         compute_cam(Sequence(), torch.rand(2, 3, 8, 8), "mix", layout=lambda tokens: tokens.flatten(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -136,6 +137,17 @@ def test_auto_chooses_once_and_again_for_another_model(images: Tensor) -> None:
     assert watcher.layers == ("stage",)
     watcher.resolve(nn.Sequential(nn.Conv2d(3, 3, 1)))
     assert (watcher.layers, watcher.layouts) == (("auto",), {})
+
+
+def test_layouts_are_found_in_the_first_pass_and_kept(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3), act=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1)))
+    model.append(nn.Flatten())
+    watcher = probe_pass("act")  # nothing in it tells its layout, so the model is surveyed
+    watcher.run(model, images, ["predicted"])
+    assert watcher.layouts == {"act": CHANNELS_FIRST}
+
+    monkeypatch.setattr(auto, "survey", lambda *_, **__: pytest.fail("surveyed again"))
+    assert watcher.run(model, images, ["predicted"]).results[0].cams["act"].max() > 0
 
 
 def test_all_targets_cross_a_cut_in_one_pass(images: Tensor) -> None:

@@ -173,6 +173,16 @@ def test_a_reentrant_block_runs_as_if_it_were_none() -> None:
     assert point.grad.tolist() == inside
 
 
+def test_a_checkpoint_is_one_again_while_another_thread_still_has_it_patched() -> None:
+    runs: list[bool] = []
+    point = torch.ones(1, 2, requires_grad=True)
+    with process_state._CHECKPOINT_PATCH.held():
+        with checkpoints_bypassed():
+            pass
+        checkpoint(lambda rows: (runs.append(torch.is_grad_enabled()), rows * 2)[1], point, use_reentrant=True)
+    assert runs == [False]
+
+
 def test_a_subclass_of_the_checkpoint_is_a_checkpoint_of_its_own() -> None:
     class Own(CheckpointFunction):
         pass

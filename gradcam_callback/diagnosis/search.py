@@ -206,17 +206,12 @@ def first_non_finite(evidence: Evidence, start: int = END) -> Step | None:
     """
     waiting = [use.producer for use in evidence.uses(start) if not use.finite]
     seen: set[int] = set()
-    found = []
     while waiting:
         index = waiting.pop()
-        if index in seen:
-            continue
-        seen.add(index)
-        earlier = [use.producer for use in evidence.uses(index) if not use.finite]
-        waiting += earlier
-        if not earlier:
-            found.append(index)
-    return evidence.trace.steps[min(found)] if found else None
+        if index not in seen:
+            seen.add(index)
+            waiting += [use.producer for use in evidence.uses(index) if not use.finite]
+    return evidence.trace.steps[min(seen)] if seen else None
 
 
 def first_non_finite_before_layer(trace: Trace) -> Step | None:

@@ -227,6 +227,7 @@ def _is_smaller(grid: Grid, other: Grid) -> bool:
 
 
 def _may_become(side: int, stride: int, smaller: int) -> bool:
-    """Whether a stride makes so many cells of a side, with padding or without."""
-    fewest = side if stride == 1 else max(1, side // stride - 1)
+    """Whether a stride makes so many cells of a side, with padding or without, which may cost one of many cells."""
+    cells = side // stride
+    fewest = cells - 1 if stride > 1 and cells > 3 else max(1, cells)
     return fewest <= smaller <= -(-side // stride)
