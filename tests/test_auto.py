@@ -365,6 +365,6 @@ class Reordered(nn.Module):
 def test_tokens_in_another_order_are_refused(order: list[int], follows: bool) -> None:
     model, images = Reordered(order), torch.randn(2, 3, 16, 16)
     assert chosen(model, images)[0] == ("mix" if follows else "embed")
-    if not follows:
-        with pytest.raises(ValueError, match=r"'mix' returned a tensor of shape .*if its cells followed the image"):
-            compute_cam(model, images, "mix")
+    for name in ("mix", "mix#0", "mix#-1") if not follows else ():
+        with pytest.raises(ValueError, match=rf"'{name}' returned a tensor of shape .*if its cells followed the image"):
+            compute_cam(model, images, name)

@@ -222,6 +222,7 @@ def follows(image: Tensor, layer: Callable[[Tensor], Tensor]) -> bool:
     return follows_image(*changes)
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("shape", [(4, 4), (5, 7), (1, 6), (6, 1), (2, 2), (1, 1)])
 def test_maps_that_follow_the_image_are_told_from_those_that_do_not(shape: tuple[int, int]) -> None:
     image = torch.rand(1, 3, 70, 70)

@@ -90,7 +90,7 @@ def find_layouts(model: nn.Module, inputs: Tensor, request: CAMRequest) -> CAMRe
     layers = find_layers(model, request.layers)
     if isinstance(request.layout, Layout):
         return request.at(*layers).reading(dict.fromkeys(layers, request.layout))
-    found = survey(model, inputs, layers, kind=request.layout_kind)
+    found = survey(model, inputs, {split_call(name)[0] for name in layers}, kind=request.layout_kind)
     return request.at(*layers).reading({name: _layout_of(found, name) for name in layers})
 
 

@@ -287,7 +287,7 @@ def follows_image(
         strictly: Whether cells that all change alike do not follow.
     """
     shares = [torch.where(whole > 0, change / whole, 0) for change in (left, right, top, bottom)]
-    if not strictly and all(change.std() <= _EVEN * change.mean() for change in shares):
+    if not strictly and all(change.std(correction=0) <= _EVEN * change.mean() for change in shares):
         return True  # the network mixes its cells, as before it has learnt, and they tell nothing
     return _changes_along(shares[0].T, shares[1].T) and _changes_along(shares[2], shares[3])
 
