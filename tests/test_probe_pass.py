@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import OrderedDict
 from typing import Any
 
@@ -18,6 +19,7 @@ from gradcam_callback.engine.layouts import CHANNELS_FIRST
 from gradcam_callback.engine.replica import Replica, ReplicaOptions
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.execution.probe_pass import ProbePass
+from gradcam_callback.execution.processes import ProcessGroup
 
 
 class Switchable(nn.Module):
@@ -148,6 +150,24 @@ def test_layouts_are_found_in_the_first_pass_and_kept(images: Tensor, monkeypatc
 
     monkeypatch.setattr(auto, "survey", lambda *_, **__: pytest.fail("surveyed again"))
     assert watcher.run(model, images, ["predicted"]).results[0].cams["act"].max() > 0
+
+
+class Pickling(ProcessGroup):
+    """Sends what this process gave, as if there were another."""
+
+    def share(self, count: int) -> slice:
+        return slice(0, count)
+
+    def gather(self, job: Any) -> list[Any]:
+        return [pickle.loads(pickle.dumps(job()))]
+
+
+@pytest.mark.parametrize("layout", [None, lambda maps: maps], ids=["found", "a function"])
+def test_layouts_that_cannot_be_sent_are_not(images: Tensor, layout: Any) -> None:
+    watcher = ProbePass(CAMRequest.of("stem", layout=layout), processes=Pickling(0, 2))
+    result = watcher.run(Switchable(), images, ["predicted"]).results[0]
+    assert result.layouts == {"stem": "channels first" if layout is None else "custom"}
+    torch.testing.assert_close(result.cams["stem"], compute_cam(Switchable(), images, "stem").cams["stem"])
 
 
 def test_all_targets_cross_a_cut_in_one_pass(images: Tensor) -> None:

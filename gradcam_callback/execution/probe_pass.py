@@ -164,6 +164,7 @@ class ProbePass:
         self, model: nn.Module, images: Tensor, request: CAMRequest, bridged: frozenset[int] = frozenset()
     ) -> DeviceResults:
         """The results of all samples: each process explains its share, in slices that fit into its memory."""
+        given = dict.fromkeys(request.layers, request.layout) if isinstance(request.layout, Layout) else None
         share = self.processes.share(len(images))
         own, own_request = images[share], request.part(share)
         observer = bridging(bridged) if bridged else None
@@ -177,11 +178,14 @@ class ProbePass:
                 return None, None
             with self._model_errors_diagnosed(len(images)):
                 results = DeviceResults.concat(self._slices.run(len(own), explained))
+            if given is not None:  # it may hold a function that cannot be sent
+                results = replace(results, layouts={})
             return results.to("cpu") if self._gathers else results, self._slices.size
 
         gathered = self.processes.gather(job)
         self._slices.size = min((size for _, size in gathered if size is not None), default=None)
-        return DeviceResults.concat([results for results, _ in gathered if results is not None])
+        results = DeviceResults.concat([results for results, _ in gathered if results is not None])
+        return results if given is None else replace(results, layouts=given)
 
     @property
     def _gathers(self) -> bool:
