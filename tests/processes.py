@@ -154,6 +154,9 @@ def main() -> None:
         place = Path(folder, name, f"rank{torch.distributed.get_rank()}.pt")
         place.parent.mkdir(exist_ok=True)
         torch.save(seen, place)
+    # Or threads of the process group may outlive the interpreter, which now and then aborts the process.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -434,7 +434,6 @@ def test_a_pass_on_a_gpu_waits_for_it_once() -> None:
         one_pass(probe_pass, module, probes, ["predicted", "predicted"])
     counts = {event.key: event.count for event in profiler.key_averages()}
     assert sum(count for name, count in counts.items() if name.startswith("Memcpy DtoH")) == 1
-    assert counts.get("aten::_local_scalar_dense", 0) == 0
     # The profiler itself waits once, when it ends.
     assert counts.get("cudaDeviceSynchronize", 0) <= 1
     assert counts.get("cudaStreamSynchronize", 0) <= 1
