@@ -82,7 +82,8 @@ class GradCAMCallback(Callback):
         bridge: Whether to draw the map across a cut that autograd alone cannot pass (`detach`, `.data`,
             `requires_grad = False`, `no_grad`, `inference_mode`): it is the map of the function that the network
             computes, its caption says that it was bridged, and the alert stays.
-        class_names: Names of the classes, by index. By default those of the data set (`dataset.classes`).
+        class_names: Names of the classes, by index. By default those of the data set (`dataset.classes`). If there are
+            not as many as the model has outputs, no panels are drawn; an empty list is for classes without names.
         mean: What the data's normalisation subtracts, a number a channel, to show the images as they were. By default
             it is taken from the data set's transforms.
         std: What it divides by, likewise.

@@ -101,7 +101,9 @@ class Prober:
 
     def titles(self, probes: ProbeSet | None) -> list[str]:
         """What the targets are called."""
-        names = self._settings.class_names or (None if probes is None else probes.class_names)
+        names = self._settings.class_names
+        if names is None and probes is not None:
+            names = probes.class_names
         return [target if isinstance(target, str) else class_name(target, names) for target in self._settings.targets]
 
     def check_labels(self, probes: ProbeSet) -> None:

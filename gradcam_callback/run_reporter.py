@@ -13,12 +13,11 @@ from lightning.pytorch import LightningModule, Trainer
 from gradcam_callback import trainer_context
 from gradcam_callback.errors import BadInputError, ForwardFailedError, GradientNullError
 from gradcam_callback.execution.probe_pass import ProbePassResult
-from gradcam_callback.probes import ProbeSet
 from gradcam_callback.reporting import findings
 from gradcam_callback.reporting.alert_reporter import AlertReporter
 from gradcam_callback.reporting.alerts import Finding
 from gradcam_callback.reporting.panel import Panel
-from gradcam_callback.reporting.panels import PanelStyle
+from gradcam_callback.reporting.panels import PanelRenderer
 from gradcam_callback.reporting.sinks.files import PanelFiles
 from gradcam_callback.reporting.sinks.sink import Sink
 from gradcam_callback.reporting.tags import Tags
@@ -103,12 +102,13 @@ class RunReporter:
         subjects = ["forward", "diagnosis", "memory", "weights", *result.results[0].health]
         self.record(trainer, subjects, found)
 
-    def record_doubts(self, trainer: Trainer, probes: ProbeSet, style: PanelStyle, result: CAMResult) -> None:
-        """Take in what makes it doubtful that the panels show what they seem to."""
-        found = findings.hidden_channels(probes.displayed.shape[1], style.channels)
-        if style.class_names is not None and result.task != "regression":
-            found += findings.classes_differ(len(style.class_names), result.probabilities.shape[1])
-        self.record(trainer, ["channels", "classes"], found)
+    def record_doubts(self, trainer: Trainer, renderer: PanelRenderer, result: ProbePassResult) -> bool:
+        """Take in what makes it doubtful that the panels show what they seem to; whether they can be drawn."""
+        style, channels = renderer.style, renderer.probes.displayed.shape[1]
+        is_embedding = result.output.is_embedding
+        doubts = findings.classes_in_doubt(style.class_names, result.results[0], is_embedding=is_embedding)
+        self.record(trainer, ["channels", "classes"], findings.hidden_channels(channels, style.channels) + doubts)
+        return not doubts
 
     def record_failure(self, trainer: Trainer, error: Exception, titles: Sequence[str]) -> None:
         """Take in that a probe pass failed."""

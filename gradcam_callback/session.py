@@ -25,6 +25,11 @@ from gradcam_callback.results import Diagnosis
 from gradcam_callback.run_reporter import RunReporter, health_scalars
 from gradcam_callback.settings import Memory, Settings
 
+DEPENDENT_SAMPLES = (
+    "In evaluation mode the samples of a batch depend on each other in this model (a mean over the batch, or a batch "
+    "normalisation without running statistics). Each probe is explained by its own score, in the batch of all probes."
+)
+
 
 class Session:
     """What one callback does in one run of a Trainer (`fit`, `validate` or `test`).
@@ -100,7 +105,9 @@ class Session:
         self.awaits_dry_run = False
         try:
             renderer = self._renderer(probes)
-            self._prober.panels(trainer, self._explain(trainer, pl_module, renderer), renderer)
+            result = self._explain(trainer, pl_module, renderer)
+            if self.reporter.record_doubts(trainer, renderer, result):
+                self._prober.panels(trainer, result, renderer)
         except BadInputError:
             raise
         except Exception as error:
@@ -176,7 +183,8 @@ class Session:
             result = self._explain(trainer, pl_module, renderer)
             self._memory.last_result = result.results[0]
             scalars = health_scalars(result.results, self._tags(trainer))  # under other tags if "auto" has chosen
-            drawn = self._prober.panels(trainer, result, renderer)
+            if self.reporter.record_doubts(trainer, renderer, result):
+                drawn = self._prober.panels(trainer, result, renderer)
             self.reporter.record(trainer, ["callback"], [])
         except Exception as error:
             self.reporter.record_failure(trainer, error, self._prober.titles(self._probes))
@@ -214,8 +222,8 @@ class Session:
             self.reporter.notice(trainer, text)
         self.reporter.notice_calls(trainer, result.results[0])
         self.reporter.notice(trainer, self._prober.task_notice(probes, result.results[0]))
+        self.reporter.notice(trainer, DEPENDENT_SAMPLES if result.output.samples_depend else "")
         self.reporter.record_health(trainer, result, self._prober.titles(probes))
-        self.reporter.record_doubts(trainer, probes, renderer.style, result.results[0])
         return result
 
     def _is_due(self, trainer: Trainer) -> bool:

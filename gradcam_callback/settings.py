@@ -97,7 +97,7 @@ class Settings:
             colormap=self.colormap,
             opacity=self.opacity,
             shared_scale=self.scale == "shared",
-            class_names=self.class_names or probes.class_names,
+            class_names=probes.class_names if self.class_names is None else self.class_names,
             mean=self.mean or probes.mean,
             std=self.std or probes.std,
             channels=self.channels,

@@ -919,15 +919,70 @@ def test_everything_said_at_one_step_is_in_one_text(run: MakeRun) -> None:
 # Doubtful panels
 
 
-def test_more_numbers_than_named_classes_are_an_alert(run: MakeRun) -> None:
-    """An embedding of 8 numbers, say, for data of three classes."""
+def with_outputs(head: nn.Module) -> Classifier:
     network = Network()
-    network.fc = nn.Linear(6, 8)
-    fit = run(cb(class_names=["ant", "bee", "cat"]), Classifier(network), max_epochs=1).fit()
+    network.fc = head
+    return Classifier(network)
+
+
+def test_more_numbers_than_named_classes_are_an_alert_and_no_panel(run: MakeRun) -> None:
+    """An embedding of 8 numbers, say, for data of three classes."""
+    fit = run(cb(class_names=["ant", "bee", "cat"]), with_outputs(nn.Linear(6, 8)), max_epochs=1).fit()
 
     assert fit.alerts == [("raised", "classes", "classes_differ", 0)]
     assert "8 numbers" in fit.callback.alerts[0].message
     assert "3 classes" in fit.callback.alerts[0].message
+    assert fit.events.steps(PANEL) == []
+
+
+class Unit(nn.Linear):
+    def forward(self, features: Tensor) -> Tensor:
+        return nn.functional.normalize(super().forward(features))
+
+
+def test_an_embedding_of_data_without_class_names_is_not_drawn_either(
+    run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(Spots, "classes")
+    fit = run(cb(), with_outputs(Unit(6, 8)), max_epochs=1).fit()
+
+    assert fit.alerts == [("raised", "classes", "classes_differ", 0)]
+    assert "length 1" in fit.callback.alerts[0].message
+    assert fit.events.steps(PANEL) == []
+
+
+@pytest.mark.parametrize("names", [[], [*"abcdefgh"]], ids=["none", "as many"])
+def test_numbers_that_are_said_to_be_classes_are_drawn(run: MakeRun, names: list[str]) -> None:
+    fit = run(cb(class_names=names), with_outputs(Unit(6, 8)), max_epochs=1).fit()
+
+    assert fit.alerts == []
+    assert fit.events.steps(PANEL) == [STEPS]
+
+
+def own_map(module: Classifier, images: Tensor, probe: int, target: int) -> Tensor:
+    """Grad-CAM of one image's own score, by plain autograd, with all images in the batch."""
+    kept: list[Tensor] = []
+    handle = module.model.stage.register_forward_hook(lambda _module, _args, output: kept.append(output))
+    score = module.eval()(images)[probe, target]
+    handle.remove()
+    (gradient,) = torch.autograd.grad(score, kept[0])
+    return (gradient[probe].mean((1, 2), keepdim=True) * kept[0][probe].detach()).sum(0).relu()
+
+
+def test_samples_that_depend_on_each_other_are_explained_by_their_own_scores_and_it_is_said(
+    run: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = Classifier(Network(lambda maps: maps - maps.mean(0)))
+    with caplog.at_level(logging.INFO, "gradcam_callback"):
+        fit = run(cb(), module, max_epochs=2).fit()
+
+    assert len([record for record in caplog.records if "depend on each other" in record.message]) == 1
+    result, probes = fit.callback.last_result, fit.callback.probes
+    assert result is not None
+    assert probes is not None
+    for probe, cam in enumerate(result.cams[LAYER]):
+        expected = own_map(module, probes.images, probe, int(result.targets[probe]))
+        torch.testing.assert_close(cam, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_stacked_images_are_an_alert_until_channels_are_chosen(run: MakeRun) -> None:

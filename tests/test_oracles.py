@@ -7,6 +7,7 @@ import copy
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -268,6 +269,38 @@ def test_samples_that_depend_on_each_other_have_the_map_of_their_own_score(image
         assert_maps_agree(
             result.cams["stem"][row, None], reference_cam(model, images, "stem", target=1, logits_of=own)[row, None]
         )
+
+
+class Mixing(nn.Module):
+    """Samples are mixed by a function, behind the only layer, so that no module tells of it."""
+
+    def __init__(self, mix: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.fc, self.mix = nn.Conv2d(3, 8, 3), nn.Linear(8, 3), mix
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.mix(self.conv(images).relu()).mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("mix", "layer"),
+    [
+        (lambda maps: nn.functional.batch_norm(maps, None, None, training=True), "conv"),
+        (lambda m: m - m.mean(0), "auto"),
+    ],
+    ids=["batch normalisation", "mean, by auto"],
+)
+def test_samples_that_a_function_mixes_have_the_map_of_their_own_score(images: Tensor, mix: Any, layer: str) -> None:
+    torch.manual_seed(0)
+    model = Mixing(mix).eval()
+    cams = compute_cam(model, images, layer, target=1).cams["conv"]
+    for row, cam in enumerate(cams):
+        activation = model.conv(images).detach().requires_grad_()
+        score = model.fc(mix(activation.relu()).mean((2, 3)))[row, 1]
+        gradient = torch.autograd.grad(score, activation)[0][row]
+        expected = (gradient.mean((1, 2), keepdim=True) * activation[row]).sum(0).relu().detach()
+        assert_maps_agree(cam[None], expected[None])
 
 
 class Pair(nn.Module):

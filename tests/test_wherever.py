@@ -365,6 +365,7 @@ def test_a_pass_brings_verdicts_and_pictures_to_the_host_in_one_piece() -> None:
     assert probes.labels is not None
     module, probe_pass = Classifier().eval(), ProbePass(CAMRequest.of(LAYERS))
     probe_pass.resolve(module)
+    one_pass(probe_pass, module, probes, ["predicted", "predicted"])  # looks at what the model returns, once
     with Leaving([probes.labels]) as leaving:
         one_pass(probe_pass, module, probes, ["predicted", "predicted"])
     assert leaving.calls == ["cpu"]

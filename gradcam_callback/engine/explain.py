@@ -19,6 +19,7 @@ from gradcam_callback.engine.forward import ForwardObserver, count_calls, forwar
 from gradcam_callback.engine.grids import ObservedMaps, watching
 from gradcam_callback.engine.layers import AUTO, find_layers
 from gradcam_callback.engine.layouts import CHANNELS_FIRST, LayoutInput, Unreadable, describe_output
+from gradcam_callback.engine.output_survey import survey_output
 from gradcam_callback.engine.replica import Replica, ReplicaOptions, run_in_replica
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.engine.targets import OutputSpec, TargetInput
@@ -119,6 +120,8 @@ def explain(
     """
     if request.uses_auto:
         request = choose_layer(model, inputs, request, options=options)
+        seen = survey_output(model, inputs, request, options=options)
+        request = replace(request, samples_depend=seen.samples_depend)
 
     def job(replica: Replica) -> DeviceResults:
         images = prepared(inputs, replica.model)
@@ -175,7 +178,7 @@ class _Pass:
                     recordings,
                     keep_graph=position + 1 < len(request.targets),
                     backward=request.method.needs_gradient,
-                    one_by_one=_uses_batch_statistics(self.model),
+                    one_by_one=request.samples_depend or gradients.uses_batch_statistics(scores.values),
                 )
                 if any(_is_disturbed(pair, recordings[name]) for name, pair in pairs.items()):
                     return None
@@ -245,17 +248,6 @@ class _Pass:
         with torch.autocast(scores.device.type, enabled=False):
             cam = method.map(activation, gradient)
             return health.examine(activation, gradient, cam, scores.detach())
-
-
-def _uses_batch_statistics(model: nn.Module) -> bool:
-    """Whether samples depend on each other in evaluation mode, by a batch normalisation without statistics of its own.
-
-    It is asked after the forward pass, which may put such a layer back into train mode.
-    """
-    kind = nn.modules.batchnorm._BatchNorm
-    return any(
-        isinstance(module, kind) and (module.training or module.running_mean is None) for module in model.modules()
-    )
 
 
 def _is_disturbed(pair: gradients.LayerGradient, recording: Recording) -> bool:

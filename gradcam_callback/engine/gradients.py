@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from gradcam_callback.engine.capture import Recording
 from gradcam_callback.engine.memory import is_out_of_memory
@@ -80,6 +81,24 @@ def differentiate(
         failure = str(error) or type(error).__name__  # of any type, out of the backward of a custom function
     found = {id(point): (gradient, failure) for point, gradient in zip(points, taken, strict=True)}
     return {name: _layer_gradient(recording, found) for name, recording in recordings.items()}
+
+
+def uses_batch_statistics(scores: Tensor) -> bool:
+    """Whether samples depend on each other by a batch normalisation that takes its statistics from the batch.
+
+    Of the graph between the layers and the scores, which is where that matters.
+    """
+    waiting, seen = [scores.grad_fn], set[Node]()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        # An instance normalisation is one of a batch with a single entry.
+        if getattr(node, "_saved_training", False) and node._input_metadata[0].shape[0] > 1:
+            return True
+        waiting += [inner for inner, _ in node.next_functions]
+    return False
 
 
 def _layer_gradient(recording: Recording, found: Mapping[int, tuple[Tensor | None, str]]) -> LayerGradient:

@@ -23,6 +23,7 @@ class CAMRequest:
         output: Where the logits are in what the model returns; None finds them.
         layout: How activations lie in space, if that was given; "tokens" or None where it has to be found.
         layouts: Layer to layout, once they are found.
+        samples_depend: Whether the samples of a batch are known to depend on each other.
     """
 
     layers: tuple[str, ...]
@@ -31,6 +32,7 @@ class CAMRequest:
     output: OutputSpec = None
     layout: Layout | str | None = None
     layouts: Mapping[str, Layout] = field(default_factory=dict)
+    samples_depend: bool = False
 
     @classmethod
     def of(

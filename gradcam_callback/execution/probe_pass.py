@@ -18,6 +18,7 @@ from gradcam_callback.diagnosis.tracer import bridging
 from gradcam_callback.engine import auto, explain, forward, layers
 from gradcam_callback.engine.device_results import DeviceResults, judge
 from gradcam_callback.engine.layouts import Layout
+from gradcam_callback.engine.output_survey import OutputSurvey, survey_output
 from gradcam_callback.engine.replica import ReplicaOptions
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.engine.targets import Target, TargetInput, as_target
@@ -47,6 +48,7 @@ class ProbePassResult:
         diagnosis_failure: What went wrong in finding the reason; None where nothing did.
         portion: How many probes are taken at once, where memory is too short for all; None where it is not.
         modified_weights: The weights that the model's forward has written to in place.
+        output: What was seen of what the model returns, once.
     """
 
     results: list[CAMResult]
@@ -56,6 +58,7 @@ class ProbePassResult:
     diagnosis_failure: Exception | None = None
     portion: int | None = None
     modified_weights: tuple[str, ...] = ()
+    output: OutputSurvey = field(default_factory=OutputSurvey)
 
 
 @dataclass
@@ -76,6 +79,7 @@ class ProbePass:
     _slices: SliceRunner = field(default_factory=SliceRunner)
     _resolved: tuple[str, ...] = ()
     _layouts: Mapping[str, Layout] = field(default_factory=dict)
+    _output: OutputSurvey | None = None
     _known: dict[str, tuple[_Health, Diagnosis]] = field(default_factory=dict)
 
     @property
@@ -134,6 +138,8 @@ class ProbePass:
             PartFailedError: Something else failed in one of several processes.
         """
         request = replace(self.request.at(*self.layers), targets=tuple(map(as_target, targets)), layouts=self._layouts)
+        output = self._survey_output(model, images, request)
+        request = replace(request, samples_depend=output.samples_depend)
         results = self._explain(model, images, request)
         self._layouts = results.layouts  # found once
         shown = _to_host([results], results, None if self._gathers else render)
@@ -158,7 +164,20 @@ class ProbePass:
             diagnosis_failure=causes.failure,
             portion=self._slices.size,
             modified_weights=results.modified_weights,
+            output=output,
         )
+
+    def _survey_output(self, model: nn.Module, images: Tensor, request: CAMRequest) -> OutputSurvey:
+        """Look at what the model returns, in the first pass: every process, since forward may wait for the others."""
+        if self._output is None:
+
+            def look() -> OutputSurvey:
+                with self._model_errors_diagnosed(len(images)):
+                    return survey_output(model, images, request, options=self.replica_options)
+
+            seen = self.processes.gather(look)
+            self._output = next((one for one in seen if one != OutputSurvey()), seen[0])
+        return self._output
 
     def _explain(
         self, model: nn.Module, images: Tensor, request: CAMRequest, bridged: frozenset[int] = frozenset()

@@ -90,20 +90,28 @@ def hidden_channels(count: int, channels: Sequence[int] | None = None) -> list[F
     return [Finding("channels", CallbackIssue.CHANNELS_HIDDEN, (), (), message, advice)]
 
 
-def classes_differ(names: int, classes: int) -> list[Finding]:
-    """What is wrong where the model does not have as many classes as there are names; empty where it has.
+def classes_in_doubt(names: Sequence[str] | None, result: CAMResult, *, is_embedding: bool = False) -> list[Finding]:
+    """What is wrong where the model's numbers seem to be no scores of the classes; empty where nothing is.
 
     Args:
-        names: How many names of classes there are.
-        classes: How many classes the model tells apart.
+        names: Those of the classes; None where none are known, empty where there are to be none.
+        result: For one target.
+        is_embedding: Whether what is taken for scores of classes are vectors of length 1.
     """
-    if names == classes:
+    count = result.probabilities.shape[1]
+    is_known = not is_embedding if names is None else len(names) in (0, count)
+    if is_known or result.task not in ("classification", "multilabel"):
         return []
-    message = (
-        f"The model returns {classes} numbers an image, and there are the names of {names} classes. If these numbers "
-        "are no scores of classes (an embedding, say), then neither predictions nor maps of classes mean anything."
+    seen = f"The model returns {count} numbers an image, "
+    if names is None:
+        seen += "and they are vectors of length 1, as an embedding is"
+    else:
+        seen += f"and there are the names of {len(names)} classes"
+    message = f"{seen}. What they mean is not known, so no maps of classes are drawn."
+    advice = (
+        "Say with `output` where the scores of the classes are, or give the right `class_names`; an empty list of them "
+        "takes the numbers for classes without names. To explain an embedding, use `target: {similarity: 0}`."
     )
-    advice = "Say with `output` where the scores of the classes are, or give the right `class_names`."
     return [Finding("classes", CallbackIssue.CLASSES_DIFFER, (), (), message, advice)]
 
 

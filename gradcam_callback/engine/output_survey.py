@@ -1,0 +1,134 @@
+"""What a model returns, seen in three forward passes of two images, without a graph.
+
+Note [Samples that depend on each other]
+
+In evaluation mode the samples of a batch do not depend on each other, mostly, and one backward pass gives each its own
+gradient. Where they do (a batch normalisation without running statistics, a mean over the batch), that gradient would
+be one of all scores. So the second of two images is changed: if what is returned for the first one is another, each
+probe gets a backward pass of its own. The same two images are run twice before, because a model that counts or samples
+returns something else each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradcam_callback.engine.forward import prepared, run_without_graph
+from gradcam_callback.engine.layouts import floating_tensors
+from gradcam_callback.engine.memory import is_out_of_memory
+from gradcam_callback.engine.process_state import generators_kept
+from gradcam_callback.engine.replica import Replica, ReplicaOptions, run_in_replica
+from gradcam_callback.engine.request import CAMRequest
+from gradcam_callback.engine.survey import altered
+from gradcam_callback.engine.targets import ClassTarget, find_logits
+
+_NO_OPTIONS = ReplicaOptions()
+# By how much, as a share of the largest, numbers of one sample change if the samples depend on each other. The same
+# kernels run on the same shapes, so that rounding alone changes nothing.
+_DEPENDS = 1e-3
+# How far the length of an embedding that was normalised is from 1.
+_UNIT = 1e-3
+
+
+@dataclass(frozen=True)
+class OutputSurvey:
+    """What the passes showed.
+
+    Attributes:
+        samples_depend: Whether the samples of a batch depend on each other in evaluation mode.
+        is_embedding: Whether the rows that are taken for logits are vectors of length 1, and so no scores of classes.
+    """
+
+    samples_depend: bool = False
+    is_embedding: bool = False
+
+
+def survey_output(
+    model: nn.Module, inputs: Tensor, request: CAMRequest, *, options: ReplicaOptions = _NO_OPTIONS
+) -> OutputSurvey:
+    """Look at what a model returns. See Note [Samples that depend on each other].
+
+    Args:
+        model: Any module that maps images to what the targets can read.
+        inputs: `(N, C, H, W)`; the first two count.
+        request: Its targets and its output count.
+        options: How the replica is made.
+
+    Returns:
+        What was seen; nothing special where memory is too short for two images.
+
+    Raises:
+        Exception: What the model raises.
+    """
+    of_classes = any(isinstance(target, ClassTarget) for target in request.targets)
+
+    def job(replica: Replica) -> OutputSurvey:
+        images = prepared(inputs[:2], replica.model)
+        first = _run(replica.model, images)
+        return OutputSurvey(
+            samples_depend=len(images) > 1 and _samples_depend(replica.model, images, first),
+            is_embedding=of_classes and _has_unit_rows(find_logits(first, request.output)),
+        )
+
+    try:
+        return run_in_replica(model, job, options)
+    except Exception as error:
+        if is_out_of_memory(error):
+            return OutputSurvey()
+        raise
+
+
+def _run(model: nn.Module, images: Tensor) -> Any:
+    with generators_kept():  # a model that samples draws the same in each pass
+        return run_without_graph(model, images)
+
+
+def _samples_depend(model: nn.Module, images: Tensor, first: Any) -> bool:
+    """Whether what is returned for the first image changes with the second, and not by itself."""
+    changed = torch.cat([images[:1], altered(images[1:])])
+    again = _run(model, images)
+    try:
+        beside = _run(model, changed)
+    except Exception as error:  # a model may refuse an image that is none
+        if is_out_of_memory(error):
+            raise
+        return False
+    return _differ(again, beside) and not _differ(first, again)
+
+
+def _differ(returned: Any, other: Any) -> bool:
+    """Whether two passes returned different numbers for the first of two samples."""
+    pairs = zip(_of_first_sample(returned), _of_first_sample(other), strict=False)
+    return any(one.shape != two.shape or _differs(one.float(), two.float()) for one, two in pairs)
+
+
+def _differs(one: Tensor, other: Tensor) -> bool:
+    return one.numel() > 0 and bool((one - other).abs().max() > _DEPENDS * one.abs().max())
+
+
+def _of_first_sample(returned: Any) -> Iterator[Tensor]:
+    """The floating tensors that belong to the first of two samples: rows of tensors, and entries of lists."""
+    if isinstance(returned, Tensor):
+        if returned.is_floating_point() and returned.ndim > 0 and len(returned) == 2:
+            yield returned[0]
+    elif isinstance(returned, Mapping):
+        for value in returned.values():
+            yield from _of_first_sample(value)
+    elif isinstance(returned, Sequence) and not isinstance(returned, str):
+        is_a_sample_each = len(returned) == 2 and all(isinstance(value, Mapping) for value in returned)
+        if is_a_sample_each:
+            yield from floating_tensors(returned[0])
+        else:
+            for value in returned:
+                yield from _of_first_sample(value)
+
+
+def _has_unit_rows(logits: Tensor) -> bool:
+    """Whether all rows have length 1, and are no probabilities."""
+    lengths = torch.linalg.vector_norm(logits.float(), dim=1)
+    return logits.shape[1] > 1 and bool(((lengths - 1).abs() < _UNIT).all() & (logits < 0).any())
