@@ -23,6 +23,8 @@ LAYER = "model.stage"
 
 TRIED: list[int] = []
 """How many probes were given to the last network, whichever copy of it ran."""
+AT_FIRST = [2, 2, 2]
+"""Before the first pass, the output of two probes is looked at, three times."""
 
 
 class Tight(Classifier):
@@ -45,7 +47,7 @@ def test_smaller_portions_are_taken_from_then_on_and_an_alert_says_so(run: Calla
     module = Tight(room=2)
     fit = run(GradCAMCallback(LAYER, probes=7), module).fit(val=16)
 
-    assert [7, 4, 2, 2, 2, 1, *[2, 2, 2, 1] * 3] == TRIED  # a dry run and three passes
+    assert [*AT_FIRST, 7, 4, 2, 2, 2, 1, *[2, 2, 2, 1] * 3] == TRIED  # a dry run and three passes
     assert fit.alerts == [("raised", "memory", "short_of_memory", 0)]
     [warning] = fit.our_warnings()
     assert "they are taken 2 at a time from now on" in warning
@@ -63,7 +65,7 @@ def test_another_training_tries_all_at_once_again(run: Callable[..., Run]) -> No
     module = Tight(room=7)
     run(callback, module, max_epochs=1, folder="second").fit(val=16)
 
-    assert TRIED == [7, 7]
+    assert [*AT_FIRST, 7, 7] == TRIED
 
 
 def test_no_room_for_a_single_probe_is_an_alert_and_the_training_goes_on(run: Callable[..., Run]) -> None:

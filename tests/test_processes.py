@@ -27,6 +27,8 @@ PANEL = f"gradcam/{LAYER}"
 SCENES = Path(__file__).with_name("processes.py")
 SECONDS = 240
 """A run that hangs is ended after this time."""
+AT_FIRST = [2, 2, 2]
+"""Before the first pass, each process looks at the output of two probes, three times."""
 
 
 class Stage:
@@ -92,9 +94,9 @@ def test_probes_are_shared_out_and_gathered_in_their_order(ddp: Stage) -> None:
         assert seen["images"].equal(torch.stack([Spots()[index][0] for index in range(5)]))
         assert_relative_error(seen["cams"][LAYER], on_one_process(seen))
         assert seen["states"] == ["ok"] * 5
-    # A dry run and two passes; between them two training and two validation batches each.
-    assert first["seen"] == [2, *[8] * 4, 2, *[8] * 4, 2]
-    assert second["seen"] == [3, *[8] * 4, 3, *[8] * 4, 3]
+    # A look at what two probes give, a dry run and two passes; between them two training and two validation batches each.
+    assert first["seen"] == [*AT_FIRST, 2, *[8] * 4, 2, *[8] * 4, 2]
+    assert second["seen"] == [*AT_FIRST, 3, *[8] * 4, 3, *[8] * 4, 3]
 
 
 def test_everything_is_written_once(ddp: Stage) -> None:
@@ -130,7 +132,7 @@ def test_fewer_probes_than_processes(ddp: Stage) -> None:
 
     for seen in (first, second):
         assert_relative_error(seen["cams"][LAYER], on_one_process(seen))
-    assert first["seen"] == [8] * 8  # it has nothing to do
+    assert first["seen"] == [1, *[8] * 8]  # it looks at what the probe gives, and then it has nothing to do
     assert ddp.events("ddp_one_probe").steps(PANEL) == [3, 6]
 
 
@@ -172,7 +174,7 @@ def test_one_process_that_is_short_of_memory_takes_portions(ddp: Stage) -> None:
         assert seen["alerts"] == [("raised", "memory", "short_of_memory", 0)]
         assert "2 at a time" in seen["messages"][0]
         assert_relative_error(seen["cams"][LAYER], on_one_process(seen))
-    assert second["seen"] == [2, 2, *[8] * 4, 2, 2, *[8] * 4, 2, 2]  # never again four at once
+    assert second["seen"] == [*AT_FIRST, 2, 2, *[8] * 4, 2, 2, *[8] * 4, 2, 2]  # never again four at once
     assert ddp.events("ddp_memory").steps(PANEL) == [3, 6]
 
 
