@@ -94,7 +94,8 @@ def test_probes_are_shared_out_and_gathered_in_their_order(ddp: Stage) -> None:
         assert seen["images"].equal(torch.stack([Spots()[index][0] for index in range(5)]))
         assert_relative_error(seen["cams"][LAYER], on_one_process(seen))
         assert seen["states"] == ["ok"] * 5
-    # A look at what two probes give, a dry run and two passes; between them two training and two validation batches each.
+    # A look at what two probes give, a dry run and two passes; between them two training
+    # and two validation batches each.
     assert first["seen"] == [*AT_FIRST, 2, *[8] * 4, 2, *[8] * 4, 2]
     assert second["seen"] == [*AT_FIRST, 3, *[8] * 4, 3, *[8] * 4, 3]
 
