@@ -730,9 +730,10 @@ SETTINGS["attributes that do more"] = OwnAttributes
 SETTINGS["slots"] = WithSlots
 SETTINGS["a finalizer"] = Finalized
 SETTINGS["an LSTM"] = OfLstm
-SETTINGS["data parallel"] = lambda: nn.DataParallel(
-    Model(buffer(lambda: torch.zeros(2)), lambda m, _: add_one(m.count))
-)
+if not torch.cuda.is_available():  # or it would move the model there
+    SETTINGS["data parallel"] = lambda: nn.DataParallel(
+        Model(buffer(lambda: torch.zeros(2)), lambda m, _: add_one(m.count))
+    )
 SETTINGS["a graph module"] = lambda: torch.fx.symbolic_trace(
     nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
 )

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
@@ -71,6 +71,8 @@ needs_streams = pytest.mark.skipif(
 @pytest.mark.parametrize("make", [pytest.param(sharded, marks=needs_streams), distributed])
 @pytest.mark.parametrize("fail", [False, True])
 def test_a_sharded_model_is_as_it_was(mesh: Any, make: Any, fail: bool) -> None:
+    if make is sharded and fail and not hasattr(FSDPModule, "reset_iter_state"):
+        pytest.skip("this version of torch cannot have FSDP2 begin anew")
     model, rows = make(mesh), torch.rand(5, 3)
     if make is sharded:
         model(rows).sum().backward()

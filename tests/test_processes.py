@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import Events
 from models import Classifier, Spots
+from torch.distributed.fsdp import FSDPModule
 
 from gradcam_callback import compute_cam
 from gradcam_callback.errors import BadInputError
@@ -213,6 +214,8 @@ def test_maps_of_a_sharded_model_are_those_of_one_process(fsdp: Stage, scene: st
 
 @pytest.mark.parametrize("scene", ["fsdp", "fsdp_auto", "fsdp_forward_fails"])
 def test_fsdp_training_leaves_the_same_bits_behind(fsdp: Stage, scene: str) -> None:
+    if scene == "fsdp_forward_fails" and not hasattr(FSDPModule, "reset_iter_state"):
+        pytest.skip("this version of torch cannot have FSDP2 begin anew")
     for seen, without in zip(fsdp.both(scene), fsdp.both("fsdp_without"), strict=True):
         assert_same_weights(seen, without)
         assert seen["seen"].count(8) >= 8
