@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from gradcam_callback.errors import BadInputError
 
-TargetSpec = int | str
+TargetSpec = int | str | dict[str, Any] | Callable[[Any, Any], Any]
 OnNull = Literal["warn", "raise", "ignore"]
 Scale = Literal["each", "shared"]
 
@@ -74,17 +74,19 @@ def check_channels(channels: Any) -> None:
         raise BadInputError(f"`channels` is a list of one or three positions, counted from 0; given: {channels!r}.")
 
 
-def check_targets(target: Any) -> tuple[TargetSpec, ...]:
-    """The target or targets, as a tuple.
+def check_targets(target: Any) -> tuple[Any, ...]:
+    """The target or targets, as a tuple, as they were given.
 
     Raises:
-        ValueError: One of them is none, or stands there twice.
+        ValueError: There is none, or one stands there twice.
     """
     given = tuple(target) if isinstance(target, (list, tuple)) else (target,)
-    for one in given:
-        is_class = isinstance(one, int) and not isinstance(one, bool) and one >= 0
-        if not is_class and one not in ("predicted", "label"):
-            raise BadInputError(f"A target is 'predicted', 'label' or a class index of at least 0; given: {one!r}.")
-    if not given or len(set(given)) < len(given):
+    is_twice = any(one is other or _same(one, other) for place, one in enumerate(given) for other in given[:place])
+    if not given or is_twice:
         raise BadInputError(f"`target` is one target or several different ones; given: {target!r}.")
     return given
+
+
+def _same(one: Any, other: Any) -> bool:
+    plain = (str, int, dict)
+    return isinstance(one, plain) and isinstance(other, plain) and one == other

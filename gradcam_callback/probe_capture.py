@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
 
 from gradcam_callback import trainer_context
+from gradcam_callback.engine.batch_rows import map_tensors
 from gradcam_callback.execution.processes import ProcessGroup
 from gradcam_callback.probes import CaptureContext, ProbeCollector, ProbeSample, ProbeSet, ProbeSource
 
@@ -22,14 +22,16 @@ class ProbeCapture:
 
     Args:
         source: Where the probes come from.
+        keeps_batch: Whether all that the batches hold of the probes is kept.
 
     Attributes:
         processes: Those of the run.
     """
 
-    def __init__(self, source: ProbeSource) -> None:
+    def __init__(self, source: ProbeSource, *, keeps_batch: bool = False) -> None:
         self.processes = ProcessGroup()
         self._source = source
+        self._keeps_batch = keeps_batch
         self._collector: ProbeCollector | None = None
         self._preview: ProbeSet | None = None
 
@@ -102,15 +104,18 @@ class ProbeCapture:
             rank=trainer.global_rank if several else 0,
             world_size=trainer.world_size if several else 1,
             apply_batch_hooks=trainer_context.batch_hooks(trainer, pl_module),
+            keeps_batch=self._keeps_batch,
         )
 
     def _ready(self, trainer: Trainer, probes: ProbeSet) -> ProbeSet:
         """The probes as the model takes them. There may be no space for them in one process alone."""
-        images: list[Tensor] = []
+        moved: list[ProbeSet] = []
+        device = trainer.strategy.root_device
 
         def move() -> None:
-            converted = trainer.precision_plugin.convert_input(probes.images)
-            images.append(converted.to(trainer.strategy.root_device))
+            images = trainer.precision_plugin.convert_input(probes.images).to(device)
+            batch = map_tensors(probes.batch, lambda tensor: tensor.to(device))
+            moved.append(replace(probes, images=images, batch=batch))
 
         self.processes.exchange(move)
-        return replace(probes, images=images[0])
+        return moved[0]

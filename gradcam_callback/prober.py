@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import get_args
 
 from lightning.pytorch import LightningModule, Trainer
 
@@ -14,13 +15,12 @@ from gradcam_callback.diagnosis.diagnoser import diagnose
 from gradcam_callback.engine.layer_listing import ListedLayer, list_layers
 from gradcam_callback.engine.replica import ReplicaOptions
 from gradcam_callback.engine.request import CAMRequest
-from gradcam_callback.engine.targets import ClassTarget, Task
-from gradcam_callback.errors import BadInputError
+from gradcam_callback.engine.targets import Target, Task, bind
 from gradcam_callback.execution.probe_pass import ProbePass, ProbePassResult
 from gradcam_callback.execution.processes import ProcessGroup
 from gradcam_callback.probes import ProbeSet
 from gradcam_callback.reporting.panel import Panel
-from gradcam_callback.reporting.panels import PanelRenderer, class_name
+from gradcam_callback.reporting.panels import PanelRenderer
 from gradcam_callback.results import CAMResult, Diagnosis
 from gradcam_callback.settings import Settings
 
@@ -34,9 +34,9 @@ class Prober:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        # Labels are known when the probes are; until then the first class stands in for them.
-        stand_in = [0 if target == "label" else target for target in settings.targets]
-        request = CAMRequest.of(settings.target_layers, stand_in, settings.method, settings.output, settings.layout)
+        request = CAMRequest.of(
+            settings.target_layers, settings.targets, settings.method, settings.output, settings.layout
+        )
         self._pass = ProbePass(request, bridge=settings.bridge)
 
     @property
@@ -64,10 +64,9 @@ class Prober:
             ForwardFailedError: The model raised.
         """
         with self._running(trainer):
-            self._pass.select_auto(pl_module, probes.images)
-            return self._pass.run(
-                pl_module, probes.images, self._targets(probes), lambda found: renderer.render(found.by_target)
-            )
+            targets = self.targets(probes)
+            self._pass.select_auto(pl_module, probes.images, targets[0])
+            return self._pass.run(pl_module, probes.images, targets, lambda found: renderer.render(found.by_target))
 
     def panels(self, trainer: Trainer, result: ProbePassResult, renderer: PanelRenderer) -> dict[str, list[Panel]]:
         """The pages of each layer's panel.
@@ -83,52 +82,45 @@ class Prober:
     def diagnose(self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet) -> list[tuple[str, Diagnosis]]:
         """Diagnose each layer for each target; see `GradCAMCallback.diagnose`."""
         with self._running(trainer):
-            self._pass.select_auto(pl_module, probes.images)
+            targets = self.targets(probes)
+            self._pass.select_auto(pl_module, probes.images, targets[0])
             ask = partial(
                 diagnose, pl_module, probes.images, output=self._settings.output, options=self._pass.replica_options
             )
             return [
-                (title, ask(layer, target=target, layout=self._pass.layouts.get(layer, self._settings.layout)))
+                (target.title, ask(layer, target=target, layout=self._pass.layouts.get(layer, self._settings.layout)))
                 for layer in self.layers
-                for title, target in zip(self.titles(probes), self._targets(probes), strict=True)
+                for target in targets
             ]
 
     def list_layers(self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet) -> list[ListedLayer]:
         """List the layers of the model; see `GradCAMCallback.list_layers`."""
         with self._running(trainer):
             options = self._pass.replica_options
-            return list_layers(pl_module, probes.images, self._pass.request, options=options)
+            request = replace(self._pass.request, targets=self.targets(probes))
+            return list_layers(pl_module, probes.images, request, options=options)
 
     def titles(self, probes: ProbeSet | None) -> list[str]:
-        """What the targets are called."""
-        names = self._settings.class_names
-        if names is None and probes is not None:
-            names = probes.class_names
-        return [target if isinstance(target, str) else class_name(target, names) for target in self._settings.targets]
+        """What the columns are called: one a target, or several."""
+        targets = self._settings.targets if probes is None else self.targets(probes)
+        return [target.title for target in targets]
 
-    def check_labels(self, probes: ProbeSet) -> None:
-        """Make sure that there are labels where they are a target.
+    def targets(self, probes: ProbeSet) -> tuple[Target, ...]:
+        """The targets of these probes; several columns may come from one option.
 
         Raises:
-            BadInputError: There are none.
+            BadInputError: A target asks for labels that there are not.
         """
-        if "label" in self._settings.targets and probes.labels is None and len(probes):
-            raise BadInputError(
-                "There is `target: label`, and the probes have no labels. Use `target: predicted` or a class index, or "
-                "say where the labels are, with `label_key` of ValidationProbes or `labels` of the other sources."
-            )
-
-    def _targets(self, probes: ProbeSet) -> list[Any]:
-        labels = [] if probes.labels is None else probes.labels.tolist()
-        task, outputs = self._settings.task, None
-        if task is None and probes.values is not None:  # by the labels, if there is one for each number of the output
-            task, outputs = cast(Task, probes.task), probes.values[0].numel()
-        classes = [labels if target == "label" else target for target in self._settings.targets]
-        return [ClassTarget(chosen, task=task or "classification", outputs=outputs) for chosen in classes]
+        settings, known = self._settings, probes.annotations
+        if settings.class_names is not None:
+            known = replace(known, class_names=settings.class_names)
+        if settings.task is not None:
+            known = replace(known, task=settings.task, outputs=None)
+        return tuple(bound for target in settings.targets for bound in bind(target, known))
 
     def task_notice(self, probes: ProbeSet, result: CAMResult) -> str:
         """What to say where the labels have told the task; empty where they have not."""
-        if self._settings.task is not None or probes.values is None:
+        if self._settings.task is not None or probes.values is None or result.task not in get_args(Task):
             return ""
         if result.task != probes.task:
             shape = tuple(probes.values.shape[1:])

@@ -25,6 +25,8 @@ class GradientState(str, Enum):
     NONE = "none"
     ZERO = "zero"
     NON_FINITE = "non_finite"
+    ABSENT = "absent"
+    """There is nothing to explain: the image has no such box, no second label, no pixel of the class."""
 
     def __str__(self) -> str:
         return self.value
@@ -59,7 +61,8 @@ class LayerHealth:
     @property
     def null_probes(self) -> tuple[int, ...]:
         """The probes without a usable gradient."""
-        return tuple(index for index, state in enumerate(self.state) if state is not GradientState.OK)
+        usable = (GradientState.OK, GradientState.ABSENT)
+        return tuple(index for index, state in enumerate(self.state) if state not in usable)
 
 
 def split_call(layer: str) -> tuple[str, int | None]:
@@ -93,15 +96,18 @@ class CAMResult:
             usable gradient is a row of NaN, never zeros. A layer that was named with the number of a call keeps it in
             its name: "head#0".
         targets: `(N,)` int64, the class that each map explains.
-        scores: `(N,)` float32, the logit of that class.
+        scores: `(N,)` float32, the logit of that class, or whatever else the target scores.
         predictions: `(N,)` int64, the class with the highest logit.
         probabilities: `(N, L)` float32 in 0..1, softmax of the logits; of a single logit, its sigmoid and the rest.
             What a sigmoid or a softmax in the model has made is taken as it is. Of labels that are each for itself,
             the sigmoids; in a regression, the values.
         health: Layer to judgement.
         input_size: `(H, W)` of the inputs, in pixels.
-        task: What the model's numbers are: "classification", "multilabel" or "regression".
+        task: What was explained: "classification", "multilabel", "regression", "segmentation", "detection" or "value".
         layouts: Layer to how its output lies in space, in words: "channels first", "tokens, 1 extra".
+        absence: What to say of a probe that has nothing to explain, in a word or two: "no box".
+        regions: `(N, h, w)` bool, the pixels of the output that the score was taken over; None where there are none.
+        boxes: `(N, 4)` float32, the box whose score was explained, in pixels of the input; None where there is none.
     """
 
     cams: Mapping[str, Tensor]
@@ -113,6 +119,9 @@ class CAMResult:
     input_size: tuple[int, int]
     task: str = "classification"
     layouts: Mapping[str, str] = field(default_factory=dict)
+    absence: str = ""
+    regions: Tensor | None = None
+    boxes: Tensor | None = None
 
     def heatmaps(self, size: tuple[int, int] | None = None) -> dict[str, Tensor]:
         """Enlarge each map and scale it to 0..1 by its own maximum.

@@ -51,7 +51,7 @@ class Session:
         self._memory = memory
         self._earlier = earlier
         self._prober = Prober(settings)
-        self._capture = ProbeCapture(settings.source)
+        self._capture = ProbeCapture(settings.source, keeps_batch=settings.asks_for_batch)
         self._probes: ProbeSet | None = None
         self._is_open = False
         self._held = 0.0  # seconds of this validation
@@ -140,7 +140,8 @@ class Session:
             return
         try:
             probes = self._capture.finish(trainer)
-            self._prober.check_labels(probes)
+            if len(probes):
+                self._prober.targets(probes)
         except Exception as error:
             return self.reporter.record(trainer, ["probes"], [findings.failed("probes", "There are no probes", error)])
         if len(probes) == 0 and not probes.missing:
@@ -169,7 +170,7 @@ class Session:
         self._finish_capture(trainer)
         if not self._is_due(trainer):
             return self.reporter.publish(trainer)
-        maps = len(self.layers) * len(self._settings.targets)
+        maps = len(self.layers) * len(self._prober.titles(self._probes))
         if self._probes is None:
             # For other callbacks that watch it and would end the run without; no logger is told.
             missing = {self._tags(trainer).null_gradients: float(maps)}
@@ -214,7 +215,6 @@ class Session:
     def _explain(self, trainer: Trainer, pl_module: LightningModule, renderer: PanelRenderer) -> ProbePassResult:
         """One probe pass, and what it tells of gradients, memory, weights and probes on record."""
         probes = renderer.probes
-        self._prober.check_labels(probes)
         is_chosen = self.layers != (AUTO,)
         result = self._prober.explain(trainer, pl_module, probes, renderer)
         if not is_chosen:

@@ -9,8 +9,8 @@ from typing import Any, get_args
 from gradcam_callback import options
 from gradcam_callback.engine import layers, layouts, methods
 from gradcam_callback.engine.layouts import LayoutInput
-from gradcam_callback.engine.targets import Task
-from gradcam_callback.options import OnNull, Scale, TargetSpec
+from gradcam_callback.engine.targets import Target, Task, as_target
+from gradcam_callback.options import OnNull, Scale
 from gradcam_callback.probes import ProbeSet, ProbeSource, as_source
 from gradcam_callback.reporting.alerts import Alert
 from gradcam_callback.reporting.panels import PanelStyle
@@ -24,7 +24,8 @@ class Settings:
 
     target_layers: tuple[str, ...]
     source: ProbeSource
-    targets: tuple[TargetSpec, ...]
+    targets: tuple[Target, ...]
+    target_texts: tuple[str, ...]
     method: str
     output: int | str | Callable[[Any], Any] | None
     layout: LayoutInput
@@ -65,21 +66,28 @@ class Settings:
         others: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
         }
+        specs = options.check_targets(target)
         return cls(
             target_layers=layers.check_names(target_layers),
             source=as_source(probes),
-            targets=options.check_targets(target),
+            targets=tuple(map(as_target, specs)),
+            target_texts=tuple(map(_text, specs)),
             **others,
         )
+
+    @property
+    def asks_for_batch(self) -> bool:
+        """Whether a target wants to see all that the batches hold of the probes."""
+        return any(getattr(target, "asks_for_batch", False) for target in self.targets)
 
     def request_texts(self) -> dict[str, str]:
         """What is explained, as texts that stay the same from run to run: images, layers, classes, method."""
         return {
             "target_layers": repr(self.target_layers),
-            "target": repr(self.targets),
+            "target": f"({', '.join(self.target_texts)})",
             "method": self.method,
-            "output": str(getattr(self.output, "__qualname__", self.output)),
-            "layout": str(getattr(self.layout, "__qualname__", self.layout)),
+            "output": _text(self.output),
+            "layout": _text(self.layout),
             "forward": self.forward,
             "task": str(self.task),
             "probes": self.source.describe(),
@@ -87,7 +95,7 @@ class Settings:
 
     def as_texts(self) -> dict[str, str]:
         """All options as texts that stay the same from run to run."""
-        explained = ("source", "output", "layout", "forward", "task", "targets")
+        explained = ("source", "output", "layout", "forward", "task", "targets", "target_texts")
         own = {name: repr(value) for name, value in vars(self).items() if name not in explained}
         return {**own, **self.request_texts()}
 
@@ -141,3 +149,8 @@ class Memory:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {**self.training, **self.loaded, "alerts": [alert.as_record() for alert in self.alerts]}
+
+
+def _text(option: Any) -> str:
+    """An option as a text that stays the same from run to run: functions by name."""
+    return str(getattr(option, "__qualname__", repr(option)))

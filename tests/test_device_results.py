@@ -8,6 +8,7 @@ from torch import Tensor
 from gradcam_callback import Cause
 from gradcam_callback.engine.device_results import DeviceResults, TargetResult, judge
 from gradcam_callback.engine.health import Examination, examine, missing
+from gradcam_callback.engine.targets import Scores
 
 NAN = torch.nan
 
@@ -15,7 +16,7 @@ NAN = torch.nan
 def results(weights: tuple[str, ...] = (), **found: Examination) -> DeviceResults:
     count = len(next(iter(found.values())).cam)
     numbers = torch.arange(count)
-    result = TargetResult(numbers + 10, numbers + 0.5, numbers + 20, torch.ones(count, 2), found)
+    result = TargetResult(Scores(numbers + 0.5, numbers + 10, numbers + 20, torch.ones(count, 2)), found)
     return DeviceResults((result, result), (8, 6), weights)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -14,6 +15,7 @@ from models import CLASSES, Faulty, Spots, detached
 from torch import Tensor
 
 from gradcam_callback import Cause, GradCAMCallback, TensorProbes
+from gradcam_callback.engine.targets import Scores
 from gradcam_callback.probes.probe_set import ProbeSet
 from gradcam_callback.reporting import panels
 from gradcam_callback.reporting.panel import Panel
@@ -60,7 +62,17 @@ def pages_of(
     results: list[CAMResult], titles: list[str], probes: ProbeSet | None = None, style: PanelStyle = STYLE
 ) -> dict[str, list[Panel]]:
     renderer = PanelRenderer(probe_set(len(results[0].targets)) if probes is None else probes, style)
-    return renderer.panels(renderer.render(cast(Any, results)), results, titles, "gradcam")
+    return renderer.panels(renderer.render(on_device(results)), results, titles, "gradcam")
+
+
+def on_device(results: list[CAMResult]) -> Any:
+    """What the renderer needs of results before they are judged."""
+    return [SimpleNamespace(cams=result.cams, scores=scores_of(result)) for result in results]
+
+
+def scores_of(result: CAMResult) -> Scores:
+    parts = (result.scores, result.targets, result.predictions, result.probabilities)
+    return Scores(*parts, cast(Any, result.task), regions=result.regions, boxes=result.boxes)
 
 
 def panel_of(*args: Any, **options: Any) -> Panel:
@@ -381,7 +393,7 @@ def test_images_of_other_channels_say_which_are_shown() -> None:
 
 def test_what_cannot_be_drawn_is_said() -> None:
     with pytest.raises(ValueError, match="mean has 2 numbers"):
-        PanelRenderer(probe_set(), replace(STYLE, mean=[0.5, 0.5])).render([cam_result(verdict(OK, OK))])
+        PanelRenderer(probe_set(), replace(STYLE, mean=[0.5, 0.5])).render(on_device([cam_result(verdict(OK, OK))]))
 
 
 def test_drawing_never_waits_for_the_device() -> None:
@@ -389,7 +401,7 @@ def test_drawing_never_waits_for_the_device() -> None:
     result = cam_result(verdict(OK, OK))
     tensors = {name: getattr(result, name).to("meta") for name in ("targets", "scores", "predictions", "probabilities")}
     result = replace(result, **tensors, cams={LAYER: result.cams[LAYER].to("meta")}, health={})
-    drawn = PanelRenderer(probe_set(), replace(STYLE, shared_scale=True)).render([result, result])
+    drawn = PanelRenderer(probe_set(), replace(STYLE, shared_scale=True)).render(on_device([result, result]))
     assert [tuple(tensor.shape) for tensor in drawn] == [(3, 2, 176, 176, 3), (2, 2), (2, 2, 4)]
     assert all(tensor.is_meta for tensor in drawn)
 

@@ -133,7 +133,7 @@ def test_a_diagnosis_that_fails_leaves_the_maps(images: Tensor, monkeypatch: pyt
 
 def test_auto_chooses_once_and_again_for_another_model(images: Tensor) -> None:
     model, watcher = Switchable(), probe_pass("auto")
-    assert (watcher.select_auto(model, images), watcher.select_auto(model, images)) == ("stage", None)
+    assert [watcher.select_auto(model, images, "predicted") for _ in range(2)] == ["stage", None]
     assert (watcher.layers, watcher.layouts) == (("stage",), {"stage": CHANNELS_FIRST})
     watcher.resolve(model)
     assert watcher.layers == ("stage",)
@@ -187,7 +187,9 @@ def test_all_targets_cross_a_cut_in_one_pass(images: Tensor) -> None:
 
 def as_drawn(results: DeviceResults) -> list[Tensor]:
     """Something of each kind that there is to draw."""
-    return [maps for result in results.by_target for maps in result.cams.values()] + [results.by_target[0].targets]
+    return [maps for result in results.by_target for maps in result.cams.values()] + [
+        results.by_target[0].scores.targets
+    ]
 
 
 @pytest.mark.parametrize("portion", [None, 2])
@@ -268,6 +270,6 @@ def test_each_pass_is_told_how_the_replica_is_made(images: Tensor, monkeypatch: 
     watcher = ProbePass(CAMRequest.of("stem"), replica_options=options)
     watcher.run(model, images, ["predicted"])
     chooser = ProbePass(CAMRequest.of(), replica_options=options)
-    chooser.select_auto(model, images)
+    chooser.select_auto(model, images, "predicted")
     assert len(told) >= 5
     assert all(given is options for given in told)

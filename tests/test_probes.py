@@ -689,7 +689,7 @@ class TestBatches:
         probes = collect(batches, ValidationProbes(n=6))
 
         assert probes.labels is None
-        assert ["no class indices (a tensor (2, 4, 5)" in notice for notice in probes.notices] == [True]
+        assert ["no class indices" in notice for notice in probes.notices] == [True]
 
     def test_labels_stay_in_the_entry_of_the_first_batch(self) -> None:
         first = (torch.zeros(3, 3, 4, 5), torch.tensor([0, 1, 2]), torch.tensor([2, 2, 1]))
@@ -798,7 +798,7 @@ class TestBatches:
     @pytest.mark.parametrize(
         "change",
         [
-            lambda y: torch.zeros(4, 5, dtype=torch.int64),
+            lambda y: torch.full((4, 5), 0.5),
             lambda y: -1,
             lambda y: "ant",
             lambda y: {"boxes": torch.zeros(2, 4)},

@@ -90,7 +90,7 @@ def test_maps_are_not_changed_by_their_heatmaps() -> None:
 
 
 def test_states_are_words() -> None:
-    assert [str(state) for state in GradientState] == ["ok", "none", "zero", "non_finite"]
+    assert [str(state) for state in GradientState] == ["ok", "none", "zero", "non_finite", "absent"]
     assert f"{GradientState.NON_FINITE}" == "non_finite"
     assert GradientState("zero") is GradientState.ZERO
     assert GradientState.OK == "ok"

@@ -64,8 +64,8 @@ class MaskArea:
     def __init__(self, offset: Tensor) -> None:
         self.offset = offset
 
-    def read(self, returned: Any, output: OutputSpec, samples: int) -> Tensor:
-        assert len(returned["mask"]) == samples
+    def read(self, returned: Any, output: OutputSpec, inputs: Tensor) -> Tensor:
+        assert len(returned["mask"]) == len(inputs)
         return returned["mask"]
 
     def score(self, read: Tensor) -> Scores:
@@ -113,7 +113,7 @@ def test_a_method_that_needs_more_passes_is_refused() -> None:
 
 
 def test_a_request_is_checked_before_any_model_runs() -> None:
-    for wrong in ({"layers": []}, {"targets": ["label"]}, {"targets": [-1]}, {"method": "none"}):
+    for wrong in ({"layers": []}, {"targets": ["labels"]}, {"targets": [-1]}, {"method": "none"}):
         with pytest.raises(ValueError, match=r"Possible|at least 0"):
             CAMRequest.of(**wrong)
 

@@ -31,9 +31,10 @@ from gradcam_callback.engine import auto, explain, forward, health, layers
 from gradcam_callback.engine.device_results import judge
 from gradcam_callback.engine.layouts import CHANNELS_FIRST, Layout, LayoutInput
 from gradcam_callback.engine.memory import is_out_of_memory
+from gradcam_callback.engine.references import with_references
 from gradcam_callback.engine.replica import ReplicaOptions
 from gradcam_callback.engine.request import CAMRequest
-from gradcam_callback.engine.targets import OutputSpec, TargetInput, as_target
+from gradcam_callback.engine.targets import OutputSpec, TargetInput
 from gradcam_callback.engine.transfer import copy_to_host
 from gradcam_callback.errors import BadInputError
 from gradcam_callback.results import Cut, Diagnosis, GradientState, LayerHealth, split_call
@@ -86,6 +87,7 @@ def diagnose(
         raise TypeError(f"A diagnosis is of one layer: a dotted name or {layers.AUTO!r}; given: {target_layer!r:.200}.")
     request = CAMRequest.of(layer, [target], output=output, layout=layout)
     try:
+        request = with_references(model, inputs, request, options)
         if request.uses_auto:
             request = auto.choose_layer(model, inputs, request, options=options)
         layer, *others = layers.find_layers(model, request.layers)
@@ -105,7 +107,7 @@ def diagnose(
         return of_failed_forward(layer, error, len(inputs))
     call = None if split_call(layer)[1] is None else verdict.call
     nulls = verdict.null_probes
-    subject = Subject(model, inputs, layer, as_target(target), output, call, space, nulls, options)
+    subject = Subject(model, inputs, layer, request.targets[0], output, call, space, nulls, options)
     return Diagnoser(subject, context, verdict).run()
 
 

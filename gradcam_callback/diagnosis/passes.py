@@ -21,7 +21,7 @@ from gradcam_callback.diagnosis.trace import Step, Use
 from gradcam_callback.diagnosis.tracer import Tracer
 from gradcam_callback.diagnosis.watchers import ForwardCallDetector
 from gradcam_callback.engine import capture, forward, gradients, layers
-from gradcam_callback.engine.layouts import Layout
+from gradcam_callback.engine.layouts import Layout, floating_tensors
 from gradcam_callback.engine.process_state import inference_as_no_grad
 from gradcam_callback.engine.replica import Replica, ReplicaOptions, run_in_replica
 from gradcam_callback.engine.targets import OutputSpec, Target
@@ -97,15 +97,15 @@ class Subject:
     def _trace(self, replica: Replica, tracer: Tracer, perturb_layer: _Change | None) -> TracedPass:
         inputs = forward.prepared(self.inputs, replica.model)
         found = layers.find_layers(replica.model, [self.layer])
-        calls, read = {self.layer: self.call}, partial(self.target.read, output=self.output, samples=len(inputs))
+        calls, read = {self.layer: self.call}, partial(self.target.read, output=self.output, inputs=inputs)
         with ExitStack() as stack:
             if perturb_layer is not None:
                 stack.callback(self._perturb(found[self.layer], perturb_layer).remove)
             layouts = {self.layer: self.layout}
             traced = forward.forward_pass(replica.model, inputs, found, read, tracer, calls, layouts)
-            logits, recordings = stack.enter_context(traced)
-            end = tracer.use_of(logits)
-            scores = self.target.score(logits).values
+            taken_out, recordings = stack.enter_context(traced)
+            end = next((use for tensor in floating_tensors(taken_out) if (use := tracer.use_of(tensor))), None)
+            scores = self.target.score(taken_out).values
             taken = gradients.differentiate(scores, recordings, keep_graph=True)[self.layer]
             steps = tracer.trace.steps
             nulls = list(self.nulls) or slice(None)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from gradcam_callback.engine import gradients
 from gradcam_callback.engine.copying.modules import registered_modules
-from gradcam_callback.engine.forward import forward_pass, prepared
+from gradcam_callback.engine.forward import forward_pass, prepared, run_without_graph
 from gradcam_callback.engine.grids import ObservedMaps
 from gradcam_callback.engine.in_place import is_sharded
 from gradcam_callback.engine.layers import find_layers
@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 _NO_OPTIONS = ReplicaOptions()
 # How many layers are tried by a pass of their own. The first one nearly always answers.
 _TRIES = 8
+# How many samples are looked at for one that has something to explain.
+_SAMPLES = 8
 
 
 def choose_layer(
@@ -57,7 +59,8 @@ def choose_layer(
 
     Args:
         model: Any module that maps images to what the targets can read.
-        inputs: `(N, C, H, W)`; one sample is enough.
+        inputs: `(N, C, H, W)`; one sample is enough. Where a target may find nothing in a sample, the first one counts
+            in which it finds something.
         request: Its first target, its output and its layout count.
         options: How the replica is made.
 
@@ -65,7 +68,8 @@ def choose_layer(
         ValueError: No layer has space in its output, or a layout was given that another layer may not have.
     """
     asked = request or CAMRequest.of()
-    wanted = asked.part(slice(0, 1))
+    sample = sample_to_explain(model, inputs, asked, options)
+    inputs, wanted = inputs[sample], asked.part(sample)
     if isinstance(wanted.layout, Layout):
         raise BadInputError(
             '`layout` says how the output of a layer lies in space, and "auto" chooses another layer for each model; '
@@ -143,7 +147,7 @@ def _best(
 def _best_call(model: nn.Module, inputs: Tensor, request: CAMRequest, spatial: Sequence[LayerCall]) -> LayerCall | None:
     """The call that Note [The layer that auto takes] describes, of those with a layout; None if there is none."""
     try:
-        graph = signal_graph(model, inputs, partial(score_of_one, request))
+        graph = signal_graph(model, inputs, partial(score_of_one, request, inputs))
     except Exception as error:  # the graph is ours: what it breaks may run without it
         if is_out_of_memory(error):
             raise
@@ -168,10 +172,26 @@ def _last_call(model: nn.Module, inputs: Tensor, request: CAMRequest, spatial: S
     return tried[0]
 
 
-def score_of_one(request: CAMRequest, returned: Any) -> Scores:
-    """The score of one image, from what the model returned."""
+def sample_to_explain(model: nn.Module, inputs: Tensor, request: CAMRequest, options: ReplicaOptions) -> slice:
+    """The first sample in which the first target finds something to explain; the very first, if there is none."""
+    target, some = request.targets[0], slice(0, _SAMPLES)
+    if not getattr(target, "may_be_absent", False):
+        return slice(0, 1)
+
+    def job(replica: Replica) -> Scores:
+        images = prepared(inputs[some], replica.model)
+        part = target.part(some)
+        return part.score(part.read(run_without_graph(replica.model, images), request.output, images)).detached()
+
+    present = run_in_replica(model, job, options).present
+    first = 0 if present is None or not bool(present.any()) else int(present.int().argmax())
+    return slice(first, first + 1)
+
+
+def score_of_one(request: CAMRequest, inputs: Tensor, returned: Any) -> Scores:
+    """The score of one image, from what the model returned for it."""
     target = request.targets[0]
-    return target.score(target.read(returned, request.output, 1))
+    return target.score(target.read(returned, request.output, inputs[:1]))
 
 
 def _fill_zeros(model: nn.Module) -> None:
@@ -216,7 +236,7 @@ def _is_prediction(gradient: Tensor, scores: Scores) -> bool:
 def _gets_gradient(model: nn.Module, inputs: Tensor, request: CAMRequest, call: LayerCall) -> bool:
     """Whether a gradient gets to a layer's cells if a graph begins there, whatever forward detaches."""
     assert call.layout is not None
-    name, read = call.full_name, partial(score_of_one, request)
+    name, read = call.full_name, partial(score_of_one, request, inputs)
     layers, layouts = find_layers(model, [name]), {name: call.layout}
     with forward_pass(model, inputs[:1], layers, read, GradientsKept(), layouts=layouts) as (scores, recordings):
         gradient = gradients.differentiate(scores.values, recordings)[name].gradient

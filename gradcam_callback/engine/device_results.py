@@ -16,35 +16,29 @@ from torch import Tensor
 from gradcam_callback.engine import health
 from gradcam_callback.engine.health import Examination
 from gradcam_callback.engine.layouts import Layout
-from gradcam_callback.engine.targets import Scores, Task
+from gradcam_callback.engine.targets import Scores
 from gradcam_callback.results import CAMResult
 
 
 @dataclass(frozen=True, eq=False)
 class TargetResult:
-    """What a pass gave for one target; as `CAMResult`, but for the health.
+    """What a pass gave for one target.
 
     Attributes:
-        targets: `(N,)` int64.
-        scores: `(N,)` float32.
-        predictions: `(N,)` int64.
-        probabilities: `(N, L)` float32 in 0..1.
+        scores: Of each sample, and what they stand for; without a history.
         examinations: Layer to the findings, and the map among them.
-        task: As of `Scores`.
     """
 
-    targets: Tensor
-    scores: Tensor
-    predictions: Tensor
-    probabilities: Tensor
+    scores: Scores
     examinations: Mapping[str, Examination]
-    task: Task = "classification"
 
     @classmethod
     def of(cls, scores: Scores, examinations: Mapping[str, Examination]) -> TargetResult:
-        """Without the history of the scores."""
-        values = scores.values.detach().float()
-        return cls(scores.targets, values, scores.predictions, scores.probabilities, examinations, scores.task)
+        """Without the history of the scores. A sample that has nothing to explain has no map, whatever was computed."""
+        present = scores.present
+        if present is not None:
+            examinations = {layer: found.where(present) for layer, found in examinations.items()}
+        return cls(scores.detached(), examinations)
 
     @property
     def cams(self) -> dict[str, Tensor]:
@@ -53,14 +47,8 @@ class TargetResult:
 
     def to(self, device: torch.device | str) -> TargetResult:
         """The same on another device."""
-        return TargetResult(
-            self.targets.to(device),
-            self.scores.to(device),
-            self.predictions.to(device),
-            self.probabilities.to(device),
-            {layer: found.to(device) for layer, found in self.examinations.items()},
-            self.task,
-        )
+        examinations = {layer: found.to(device) for layer, found in self.examinations.items()}
+        return TargetResult(self.scores.to(device), examinations)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,16 +116,9 @@ class DeviceResults:
 
 
 def _concat(parts: Sequence[TargetResult]) -> TargetResult:
-    return TargetResult(
-        targets=torch.cat([part.targets for part in parts]),
-        scores=torch.cat([part.scores for part in parts]),
-        predictions=torch.cat([part.predictions for part in parts]),
-        probabilities=torch.cat([part.probabilities for part in parts]),
-        examinations={
-            layer: health.concat([part.examinations[layer] for part in parts]) for layer in parts[0].examinations
-        },
-        task=parts[0].task,
-    )
+    layers = parts[0].examinations
+    examinations = {layer: health.concat([part.examinations[layer] for part in parts]) for layer in layers}
+    return TargetResult(Scores.concat([part.scores for part in parts]), examinations)
 
 
 def _all_modified(parts: Sequence[DeviceResults]) -> tuple[str, ...]:
@@ -160,14 +141,17 @@ def judge(results: DeviceResults, verdicts: Tensor) -> list[CAMResult]:
     return [
         CAMResult(
             cams=result.cams,
-            targets=result.targets,
-            scores=result.scores,
-            predictions=result.predictions,
-            probabilities=result.probabilities,
+            targets=result.scores.targets,
+            scores=result.scores.values,
+            predictions=result.scores.predictions,
+            probabilities=result.scores.probabilities,
             health={layer: judged[number, layer] for layer in result.examinations},
             input_size=results.input_size,
-            task=result.task,
+            task=result.scores.task,
             layouts={layer: str(layout) for layer, layout in results.layouts.items()},
+            absence=result.scores.absence,
+            regions=result.scores.regions,
+            boxes=result.scores.boxes,
         )
         for number, result in enumerate(results.by_target)
     ]

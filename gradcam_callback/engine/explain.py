@@ -20,6 +20,7 @@ from gradcam_callback.engine.grids import ObservedMaps, watching
 from gradcam_callback.engine.layers import AUTO, find_layers
 from gradcam_callback.engine.layouts import CHANNELS_FIRST, LayoutInput, Unreadable, describe_output
 from gradcam_callback.engine.output_survey import survey_output
+from gradcam_callback.engine.references import with_references
 from gradcam_callback.engine.replica import Replica, ReplicaOptions, run_in_replica
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.engine.targets import OutputSpec, TargetInput
@@ -54,7 +55,9 @@ def compute_cam(
             passes. Of a layer that runs more than once in a forward pass, the last call that the score depends on is
             explained, or the one whose number stands at the end of the name, counted from 0: "head#0" is the first
             call, "head#1" the second, "head#-1" the last.
-        target: The class to explain: "predicted", an int, or N ints (a list or an integer tensor); or a `Target`.
+        target: What to explain: "predicted", a class, or N classes (a list or an integer tensor); a short form, as for
+            the callback (`{"segmentation": 3}`, `{"detection": "best"}`, `{"similarity": 0}`, "reconstruction", a
+            function `target(output, batch) -> (N,)`); or a `Target`.
         method: "gradcam", "gradcam++", "hirescam", "xgradcam" or "layercam".
         output: Where the logits are in what the model returns: a key, an index, a function; None finds them.
         layout: How the layers' outputs lie in space: "nchw", "nhwc", "tokens", a grid of tokens such as
@@ -118,6 +121,7 @@ def explain(
             the one layer of the request.
         options: How the replica is made.
     """
+    request = with_references(model, inputs, request, options)
     if request.uses_auto:
         request = choose_layer(model, inputs, request, options=options)
         seen = survey_output(model, inputs, request, options=options)
@@ -160,7 +164,7 @@ class _Pass:
         watch = None if observer is None else observer()
 
         def read(returned: Any) -> list[Any]:
-            return [target.read(returned, request.output, len(self.inputs)) for target in request.targets]
+            return [target.read(returned, request.output, self.inputs) for target in request.targets]
 
         with (
             watching(request.layouts.values()),

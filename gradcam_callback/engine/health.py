@@ -15,8 +15,14 @@ from gradcam_callback.results import GradientState, LayerHealth
 Key = TypeVar("Key")
 
 # The order is the code on the device; of two that hold, the later one is told.
-_STATES = (GradientState.OK, GradientState.NONE, GradientState.ZERO, GradientState.NON_FINITE)
-_OK, _NONE, _ZERO, _NON_FINITE = range(len(_STATES))
+_STATES = (
+    GradientState.OK,
+    GradientState.NONE,
+    GradientState.ZERO,
+    GradientState.NON_FINITE,
+    GradientState.ABSENT,
+)
+_OK, _NONE, _ZERO, _NON_FINITE, _ABSENT = range(len(_STATES))
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,16 @@ class Examination:
         """The same on another device."""
         cam, norm, code, empty = (tensor.to(device) for tensor in (self.cam, self.norm, self.code, self.empty))
         return replace(self, cam=cam, norm=norm, code=code, empty=empty)
+
+    def where(self, present: Tensor) -> Examination:
+        """The same, but that the samples which are not present have nothing to explain."""
+        return replace(
+            self,
+            cam=torch.where(present[:, None, None], self.cam, torch.nan),
+            norm=torch.where(present, self.norm, torch.nan),
+            code=torch.where(present, self.code, _ABSENT),
+            empty=self.empty & present,
+        )
 
 
 def examine(activation: Tensor, gradient: Tensor | None, cam: Tensor, scores: Tensor) -> Examination:

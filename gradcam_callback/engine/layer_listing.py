@@ -9,9 +9,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from gradcam_callback.engine.auto import choose_layer, reason_by_shape, reasons_by_graph, score_of_one
+from gradcam_callback.engine.auto import (
+    choose_layer,
+    reason_by_shape,
+    reasons_by_graph,
+    sample_to_explain,
+    score_of_one,
+)
 from gradcam_callback.engine.forward import prepared
 from gradcam_callback.engine.layers import AUTO
+from gradcam_callback.engine.references import with_references
 from gradcam_callback.engine.replica import Replica, ReplicaOptions, run_in_replica
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.engine.signal_graph import signal_graph
@@ -54,18 +61,20 @@ def list_layers(
 
     Args:
         model: Any module that maps images to what the targets can read.
-        inputs: `(N, C, H, W)`; one sample is enough.
+        inputs: `(N, C, H, W)`; one sample is enough, if the target finds something in it.
         request: Its first target and its output count.
         options: How the replica is made.
     """
-    wanted = (request or CAMRequest.of()).at(AUTO).part(slice(0, 1))
+    asked = with_references(model, inputs, (request or CAMRequest.of()).at(AUTO), options)
+    sample = sample_to_explain(model, inputs, asked, options)
+    inputs, wanted = inputs[sample], asked.part(sample)
 
     def job(replica: Replica) -> list[ListedLayer]:
         images = prepared(inputs, replica.model)
         found = survey(replica.model, images, kind=wanted.layout_kind)
         calls = [call for call in found.calls if call.layout is not None or call.reason]
         spatial = [call for call in calls if call.layout is not None]
-        graph = signal_graph(replica.model, images, partial(score_of_one, wanted))
+        graph = signal_graph(replica.model, images, partial(score_of_one, wanted, images))
         by_graph = dict(zip(map(id, spatial), reasons_by_graph(graph, spatial), strict=True))
         norms = dict(zip(map(id, spatial), map(_norm, graph.gradients(spatial)), strict=True))
         often = {call.name for call in calls if call.number}

@@ -19,6 +19,7 @@ from gradcam_callback.engine import auto, explain, forward, layers
 from gradcam_callback.engine.device_results import DeviceResults, judge
 from gradcam_callback.engine.layouts import Layout
 from gradcam_callback.engine.output_survey import OutputSurvey, survey_output
+from gradcam_callback.engine.references import with_references
 from gradcam_callback.engine.replica import ReplicaOptions
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.engine.targets import Target, TargetInput, as_target
@@ -66,7 +67,7 @@ class ProbePass:
     """Runs a model on probes again and again, and asks for causes only when the state of a gradient changes.
 
     Attributes:
-        request: What is asked for. Its targets stand in until `run` gets others, and choose the layer of "auto".
+        request: What is asked for. Its targets stand in until `run` gets others.
         bridge: Whether to draw a map across a cut that autograd alone cannot pass.
         processes: Those that take part. Each method is called by all of them, and gives all the same.
         replica_options: How the replica of the model is made.
@@ -103,8 +104,13 @@ class ProbePass:
         elif self._resolved and self._resolved[0] not in dict(model.named_modules()):
             self._resolved, self._layouts = (), {}
 
-    def select_auto(self, model: nn.Module, images: Tensor) -> str | None:
+    def select_auto(self, model: nn.Module, images: Tensor, target: TargetInput) -> str | None:
         """Let "auto" choose, if it has not; the name of the layer if it was chosen now.
+
+        Args:
+            model: In any mode; left as it was.
+            images: `(N, C, H, W)`.
+            target: For which the layer is chosen.
 
         Raises:
             ForwardFailedError: The model raised.
@@ -115,7 +121,9 @@ class ProbePass:
 
         def choice() -> tuple[tuple[str, ...], Mapping[str, Layout]]:
             with self._model_errors_diagnosed(len(images)):
-                found = auto.choose_layer(model, images[:1], self.request, options=self.replica_options)
+                asked = replace(self.request, targets=(as_target(target),))
+                asked = with_references(model, images, asked, self.replica_options)
+                found = auto.choose_layer(model, images, asked, options=self.replica_options)
             return found.layers, found.layouts
 
         self._resolved, self._layouts = self.processes.run_consistently(choice)
@@ -138,6 +146,8 @@ class ProbePass:
             PartFailedError: Something else failed in one of several processes.
         """
         request = replace(self.request.at(*self.layers), targets=tuple(map(as_target, targets)), layouts=self._layouts)
+        with self._model_errors_diagnosed(len(images)):
+            request = with_references(model, images, request, self.replica_options)
         output = self._survey_output(model, images, request)
         request = replace(request, samples_depend=output.samples_depend)
         results = self._explain(model, images, request)

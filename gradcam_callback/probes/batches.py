@@ -29,7 +29,7 @@ Key = int | str
 IMAGE_KEY = "image"
 LABEL_KEY = "label"
 _IMAGE_NAMES = (IMAGE_KEY, "images", "pixel_values", "inputs", "x")
-_LABEL_NAMES = (LABEL_KEY, "labels", "target", "targets", "y")
+_LABEL_NAMES = (LABEL_KEY, "labels", "target", "targets", "y", "mask", "masks")
 
 
 def find_images(batch: Any, key: Key = IMAGE_KEY) -> Tensor:
@@ -112,11 +112,6 @@ def class_indices(column: Tensor) -> Tensor | None:
     if column.is_floating_point() and not bool(((column == 0) | (column == 1)).all()):
         return None
     return column.long().clone() if bool((column >= 0).all()) else None
-
-
-def not_classes(labels: Any) -> str:
-    """What to say of labels that are none."""
-    return f"The labels are no class indices ({kind_of(labels)}), so the probes have none."
 
 
 def _counts(column: Tensor, positions: Sequence[int]) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradcam_callback.engine.targets import Annotations, Task
 from gradcam_callback.errors import BadInputError
 from gradcam_callback.probes.dataset_info import all_transforms, find_class_names, find_statistics
 
@@ -35,6 +36,10 @@ class ProbeSet:
         fingerprint: SHA-256 over images and labels, in hexadecimal.
         notices: What the user should know about the choice, e.g. that there were fewer samples than asked.
         missing: Positions that were asked for and that the validation did not reach.
+        masks: `(N, H, W)` int64 on the CPU, the class of each pixel, where the labels are such.
+        boxes: A probe's labelled boxes `(n, 4)` (left, top, right, bottom in pixels) and their classes `(n,)`.
+        batch: All that the validation's batches hold of the probes, in the structure of a batch, where that was asked
+            for.
     """
 
     images: Tensor
@@ -48,9 +53,26 @@ class ProbeSet:
     notices: tuple[str, ...] = ()
     missing: tuple[int, ...] = ()
     values: Tensor | None = None
+    masks: Tensor | None = None
+    boxes: tuple[tuple[Tensor, Tensor], ...] | None = None
+    batch: Any = None
 
     @property
-    def task(self) -> str | None:
+    def annotations(self) -> Annotations:
+        """What the data say of the probes, for targets that ask."""
+        return Annotations(
+            classes=self.labels,
+            values=self.values,
+            task=self.task,
+            outputs=None if self.values is None else self.values[0].numel(),
+            masks=self.masks,
+            boxes=self.boxes,
+            class_names=self.class_names,
+            batch=[self.images, self.labels] if self.batch is None else self.batch,
+        )
+
+    @property
+    def task(self) -> Task | None:
         """What the labels tell of the task: "multilabel" or "regression"; None where they are classes, or none."""
         if self.values is None:
             return None
@@ -59,6 +81,11 @@ class ProbeSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """`(H, W)` in pixels."""
+        return self.images.shape[-2], self.images.shape[-1]
 
     @property
     def displayed(self) -> Tensor:

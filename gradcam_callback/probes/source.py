@@ -37,6 +37,7 @@ class CaptureContext:
             position `k * world_size + rank`, as with a DistributedSampler. It is 1, and the rank is 0, where every
             process reads all samples.
         apply_batch_hooks: The batch-transfer hooks of a copy of the model; None if the model has none of its own.
+        keeps_batch: Whether all that the batches hold of the samples is kept.
     """
 
     datasets: Sequence[Any] = ()
@@ -44,6 +45,7 @@ class CaptureContext:
     rank: int = 0
     world_size: int = 1
     apply_batch_hooks: Callable[[Any], Any] | None = None
+    keeps_batch: bool = False
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no one answer to ==
@@ -53,14 +55,17 @@ class ProbeSample:
     Attributes:
         position: In the order in which validation reads its data, counted from 0 over all processes.
         image: `(C, H, W)` or `(H, W)`, as the batch has it.
-        label: What the batch has for its label: a number, or one a class; None where it has nothing of the kind.
+        label: What the batch has for its label: a number, one a class, or one a pixel; or a mapping with boxes. None
+            where it has nothing of the kind.
         notice: What to tell the user about its label; "" if there is nothing to tell.
+        row: All that the batch holds of it, as a batch of one; None where that was not asked for.
     """
 
     position: int
     image: Tensor
-    label: Tensor | None
+    label: Any
     notice: str = ""
+    row: Any = None
 
 
 class ProbeCollector(ABC):

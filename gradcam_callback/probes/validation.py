@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from gradcam_callback.engine.batch_rows import join_rows, map_tensors, rows_of
 from gradcam_callback.errors import BadInputError
+from gradcam_callback.probes.annotations import as_rows, join_labels, not_classes
 from gradcam_callback.probes.batches import (
     IMAGE_KEY,
     LABEL_KEY,
@@ -22,7 +24,6 @@ from gradcam_callback.probes.batches import (
     find_entry,
     find_images,
     kind_of,
-    not_classes,
 )
 from gradcam_callback.probes.checks import batch_key, distinct_positions, whole_number
 from gradcam_callback.probes.dataset_info import find_class_names
@@ -171,25 +172,25 @@ class _BatchCollector(ProbeCollector):
             if is_repeat or not self._selection.wants(position, classes[place]):
                 continue
             labels, notice = find_labels()
-            label = None if labels is None else copy_tensor(labels[place])
-            self._selection.keep(ProbeSample(position, copy_tensor(images[place]), label, notice), classes[place])
+            label = None if labels is None else map_tensors(labels[place], copy_tensor)
+            row = rows_of(batch, slice(place, place + 1), len(images)) if self._context.keeps_batch else None
+            row = map_tensors(row, copy_tensor)
+            self._selection.keep(ProbeSample(position, copy_tensor(images[place]), label, notice, row), classes[place])
 
-    def _find_labels(self, batch: Any, images: Tensor, positions: Sequence[int]) -> tuple[Tensor | None, str]:
-        """The labels of a batch, `(N,)` or `(N, L)`, None if there are none, and what to tell the user about them."""
+    def _find_labels(self, batch: Any, images: Tensor, positions: Sequence[int]) -> tuple[Sequence[Any] | None, str]:
+        """The labels of a batch one by one, None if there are none, and what to tell the user about them."""
         if self._label_notice is None:
             key, notice = choose_label_key(batch, self._source.image_key, images, positions)
             self._label_key, self._label_notice = key, notice
         if self._label_key is None:
             return None, self._label_notice
         entry = find_entry(batch, "label_key", [self._label_key])
-        column = as_column(entry, len(positions))
-        return (
-            column,
-            self._label_notice if column is not None else f"{self._label_notice} {not_classes(entry)}".strip(),
-        )
+        rows = as_rows(entry, len(positions))
+        return rows, self._label_notice if rows is not None else f"{self._label_notice} {not_classes(entry)}".strip()
 
-    def _class_of_each(self, labels: Tensor | None) -> list[int]:
-        indices = None if labels is None else class_indices(labels)
+    def _class_of_each(self, labels: Sequence[Any] | None) -> list[int]:
+        column = None if labels is None else as_column(labels, len(labels))
+        indices = None if column is None else class_indices(column)
         if indices is None:
             raise BadInputError(
                 f"per_class: the labels of a batch are no class indices (label_key={self._source.label_key!r} gives "
@@ -202,7 +203,12 @@ class _BatchCollector(ProbeCollector):
         if self._error is not None:
             raise self._error
         return [
-            replace(kept, image=kept.image.cpu(), label=None if kept.label is None else kept.label.cpu())
+            replace(
+                kept,
+                image=kept.image.cpu(),
+                label=map_tensors(kept.label, Tensor.cpu),
+                row=map_tensors(kept.row, Tensor.cpu),
+            )
             for kept in self._selection.chosen()
         ]
 
@@ -212,23 +218,25 @@ class _BatchCollector(ProbeCollector):
         for sample in samples:
             label = 0
             if selection.per_class is not None and sample.label is not None:
-                (label,) = self._class_of_each(sample.label.unsqueeze(0))
+                (label,) = self._class_of_each([sample.label])
             if selection.wants(sample.position, label):
                 selection.keep(sample, label)
         chosen = selection.chosen()
         images = {f"#{sample.position}": sample.image for sample in chosen}
         with torch.inference_mode(False):
-            labels, values, problem = _join_labels(chosen)
+            known, problem = join_labels(chosen)
+            rows = [sample.row for sample in chosen if sample.row is not None]
             notices = [selection.shortage(), *(sample.notice for sample in chosen), problem]
             return make_probe_set(
                 self._dataset,
                 stack_images(images) if images else torch.empty(0, 0, 0, 0),
-                labels,
+                known.pop("labels", None),
                 images,
                 indices=tuple(sample.position for sample in chosen),
                 notices=tuple(dict.fromkeys(filter(None, notices))),
                 missing=selection.missing(),
-                values=values,
+                batch=join_rows(rows) if rows else None,
+                **known,
             )
 
     def preview(self, batch: Any, dataloader_idx: int | None, count: int) -> ProbeSet | None:
@@ -250,19 +258,3 @@ class _BatchCollector(ProbeCollector):
                 return None
             raise
         return replace(probes, indices=None, notices=()) if len(probes) else None
-
-
-def _join_labels(samples: Sequence[ProbeSample]) -> tuple[Tensor | None, Tensor | None, str]:
-    """The labels as class indices `(N,)`, or else as values, and what to tell the user where they are neither."""
-    labels = [sample.label for sample in samples if sample.label is not None]
-    if not labels or len(labels) < len(samples):
-        return None, None, ""
-    column = as_column(labels, len(samples))
-    if column is None:
-        return None, None, not_classes(labels)
-    indices = class_indices(column)
-    if indices is not None:
-        return indices, None, ""
-    if column.is_floating_point() or column.ndim == 2:
-        return None, column.float().cpu(), ""
-    return None, None, not_classes(column)

@@ -8,15 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from gradcam_callback.causes import Cause
 from gradcam_callback.engine.device_results import TargetResult
+from gradcam_callback.engine.targets import Task
 from gradcam_callback.probes.probe_set import ProbeSet
 from gradcam_callback.reporting.panel import Panel, PanelColumn
-from gradcam_callback.reporting.rendering import tiles
+from gradcam_callback.reporting.rendering import outlines, tiles
 from gradcam_callback.reporting.rendering.colormap import colormap_table
 from gradcam_callback.results import CAMResult, GradientState, LayerHealth, name_call
 
@@ -82,7 +84,7 @@ class PanelRenderer:
         Raises:
             ValueError: `mean`, `std` or `channels` is for images with other channels.
         """
-        style, device = self.style, results[0].targets.device
+        style, device = self.style, results[0].scores.values.device
         table = colormap_table(style.colormap).to(device, non_blocking=True)
         maps = [result.cams[layer] for layer in results[0].cams for result in results]
         shown = self.probes.displayed[: PAGE_PROBES * MOST_PAGES].to(device)
@@ -95,9 +97,33 @@ class PanelRenderer:
                 tiles.overlays(shown[page], cam[page], table, style.opacity, size, peak=peak)
                 for cam, peak in zip(maps, shared, strict=True)
             ]
-            pages.append(torch.stack([tiles.tiles(shown[page], size), *(pixels for pixels, _ in drawn)]))
+            inputs = self._with_labels(tiles.tiles(shown[page], size), page)
+            pages.append(torch.stack([inputs, *self._with_regions(drawn, results, page)]))
             peaks.append(torch.stack([peak for _, peak in drawn]))
         return [*pages, torch.cat(peaks, dim=1), torch.stack([_numbers(result) for result in results])]
+
+    def _with_labels(self, inputs: Tensor, page: slice) -> Tensor:
+        """The inputs with the boxes and the edges of the masks that the data give them."""
+        probes = self.probes
+        if probes.masks is not None:
+            inputs = outlines.draw_edges(inputs, probes.masks[page].to(inputs.device), outlines.LABEL)
+        if probes.boxes is not None:
+            boxes = outlines.pad_boxes([boxes for boxes, _ in probes.boxes[page]]).to(inputs.device)
+            inputs = outlines.draw_boxes(inputs, boxes, probes.image_size, outlines.LABEL)
+        return inputs
+
+    def _with_regions(
+        self, drawn: Sequence[tuple[Tensor, Tensor]], results: Sequence[TargetResult], page: slice
+    ) -> Iterator[Tensor]:
+        """The overlays with the box, or the edge of the region, that the score is of."""
+        for number, (pixels, _) in enumerate(drawn):
+            scores = results[number % len(results)].scores
+            if scores.regions is not None:
+                pixels = outlines.draw_edges(pixels, scores.regions[page], outlines.EXPLAINED)
+            if scores.boxes is not None:
+                boxes = scores.boxes[page].unsqueeze(1)
+                pixels = outlines.draw_boxes(pixels, boxes, self.probes.image_size, outlines.EXPLAINED)
+            yield pixels
 
     def panels(
         self, tensors: Sequence[Tensor], results: Sequence[CAMResult], targets: Sequence[str], heading: str
@@ -120,7 +146,7 @@ class PanelRenderer:
             for number, layer in enumerate(panels):
                 first = number * len(results)
                 columns = tuple(
-                    _column(captions[i], result.health[layer], title, self.style, overlays[first + i], peaks[first + i])
+                    _column(captions[i], result, layer, title, self.style, overlays[first + i], peaks[first + i])
                     for i, (result, title) in enumerate(zip(results, targets, strict=True))
                 )
                 verdict = results[0].health[layer]
@@ -188,35 +214,55 @@ class CaptionData:
         indices = list(map(int, targets)), list(map(int, predictions))
         return cls(*indices, probabilities[0], probabilities[1], result.task, result.probabilities.shape[1])
 
-    def name(self, index: int, probability: float, names: Sequence[str] | None) -> str:
-        """A class and its probability; in a regression a value, and which it is where there are several."""
-        if self.task == "regression":
-            value = "" if math.isnan(probability) else f"{probability:.4g}"
+    def name(self, index: int, number: float, names: Sequence[str] | None) -> str:
+        """A class and its probability, or its share of the pixels; or a value, and which where there are several."""
+        if self.task in ("regression", "value"):
+            value = "" if math.isnan(number) else f"{number:.4g}"
             return value if self.outputs == 1 else f"{class_name(index, names)}: {value}"
-        return class_name(index, names) + ("" if math.isnan(probability) else f" {probability:.2f}")
+        if self.task == "segmentation":
+            return f"{class_name(index, names)}, {number:.0%} of the image"
+        return class_name(index, names) + ("" if math.isnan(number) else f" {number:.2f}")
+
+    def prediction(self, probe: int, names: Sequence[str] | None) -> list[str]:
+        """What the model says of a probe, in a line; none where the target asks for something else."""
+        number = self.prediction_probabilities[probe]
+        if self.task == "value":
+            return []
+        if math.isnan(number):
+            return ["no box" if self.task == "detection" else "no finite score"]
+        what = {"detection": "best box", "segmentation": "mostly"}.get(self.task, "predicted")
+        return [f"{what}: {self.name(self.predictions[probe], number, names)}"]
 
 
 def _numbers(result: TargetResult) -> Tensor:
     """What a `CaptionData` is made of, on the device: `(N, 4)`."""
-    rows = torch.stack([result.targets, result.predictions], dim=1)
-    return torch.cat([rows.float(), result.probabilities.gather(1, rows)], dim=1)
+    scores = result.scores
+    return torch.cat([torch.stack([scores.targets, scores.predictions], dim=1).float(), scores.numbers], dim=1)
 
 
 def _column(
-    data: CaptionData, verdict: LayerHealth, title: str, style: PanelStyle, overlays: Tensor, peaks: Tensor
+    data: CaptionData,
+    result: CAMResult,
+    layer: str,
+    title: str,
+    style: PanelStyle,
+    overlays: Tensor,
+    peaks: Tensor,
 ) -> PanelColumn:
-    captions = []
+    captions, verdict = [], result.health[layer]
     bridged = verdict.bridged or (False,) * len(verdict.state)
     for i, target in enumerate(data.targets):
-        caption = data.name(target, data.target_probabilities[i], style.class_names)
+        is_absent = verdict.state[i] is GradientState.ABSENT
+        caption = "" if is_absent else data.name(target, data.target_probabilities[i], style.class_names)
         caption += "\nempty: every channel speaks against it" if verdict.empty[i] else ""
         caption += f"\nbridged: {verdict.cause}" if bridged[i] else ""
         captions.append(caption)
+    words = [result.absence if s is GradientState.ABSENT else _verdict_text(s, verdict) for s in verdict.state]
     return PanelColumn(
         title=title,
         overlays=overlays,
         captions=tuple(captions),
-        verdicts=tuple(None if bridged[i] else _verdict_text(s, verdict) for i, s in enumerate(verdict.state)),
+        verdicts=tuple(None if is_bridged else word for is_bridged, word in zip(bridged, words, strict=True)),
         peaks=peaks,
     )
 
@@ -232,11 +278,7 @@ def _verdict_text(state: GradientState, verdict: LayerHealth) -> str | None:
 def _input_captions(probes: ProbeSet, data: CaptionData, style: PanelStyle) -> tuple[str, ...]:
     captions = []
     for i, name in enumerate(probes.names):
-        lines = [name]
-        lines += _label_lines(probes, i, data.task, style.class_names)
-        probability = data.prediction_probabilities[i]
-        predicted = data.name(data.predictions[i], probability, style.class_names)
-        lines.append("no finite score" if math.isnan(probability) else f"predicted: {predicted}")
+        lines = [name, *_label_lines(probes, i, data.task, style.class_names), *data.prediction(i, style.class_names)]
         captions.append("\n".join(lines))
     return tuple(captions)
 
@@ -255,6 +297,8 @@ def _label_lines(probes: ProbeSet, probe: int, task: str, names: Sequence[str] |
 
 def _correct(probes: ProbeSet, data: CaptionData) -> tuple[bool | None, ...]:
     """Whether the prediction is the label, or one of several; None where that cannot be said."""
+    if data.task not in get_args(Task):
+        return (None,) * len(probes)
     if probes.labels is not None:
         return tuple(int(label) == seen for label, seen in zip(probes.labels, data.predictions, strict=True))
     if probes.values is not None and data.task == probes.task == "multilabel":
