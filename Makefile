@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUNS ?= runs
+TASKS := segmentation detection multilabel regression similarity reconstruction
 
 .DEFAULT_GOAL := help
-.PHONY: help demo broken test test-all test-oldest coverage lint format bench tensorboard clean
+.PHONY: help demo broken configs test test-all test-oldest coverage lint format bench tensorboard clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -21,6 +22,9 @@ demo: $(VENV)/.ready  ## Train on cluttered MNIST with the callback attached (tw
 broken: $(VENV)/.ready  ## Train a network broken on purpose: an alert from start to end
 	$(BIN)/gradcam-callback doctor --config configs/broken.yaml || true
 	$(BIN)/gradcam-callback fit --config configs/broken.yaml
+
+configs: $(VENV)/.ready  ## Train a small network for each task: segmentation, detection and so on (three minutes)
+	set -e; for task in $(TASKS); do $(BIN)/gradcam-callback fit --config configs/$$task.yaml; done
 
 tensorboard: $(VENV)/.ready  ## Look at the runs, every epoch of every panel
 	$(BIN)/tensorboard --logdir $(RUNS) --samples_per_plugin images=1000

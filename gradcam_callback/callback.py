@@ -21,7 +21,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from gradcam_callback.engine.layer_listing import ListedLayer
 from gradcam_callback.engine.layers import AUTO
 from gradcam_callback.engine.targets import Task
-from gradcam_callback.options import OnNull, Scale, TargetSpec
+from gradcam_callback.options import OnNull, Scale, TargetOption
 from gradcam_callback.probes import ProbeSet, ProbeSource
 from gradcam_callback.reporting.alerts import Alert
 from gradcam_callback.results import CAMResult, Diagnosis
@@ -63,7 +63,13 @@ class GradCAMCallback(Callback):
             for any part of a name between two dots: `model.layer*` makes a panel of each stage of a ResNet.
         probes: The images: the first n that pass in the first validation, the samples at these positions, or a source:
             `gradcam_callback.ValidationProbes`, `ImageProbes`, or from Python `TensorProbes`.
-        target: The class to explain: `predicted`, `label`, or a class index. Several make several columns.
+        target: What to explain; several make several columns. `predicted`, `label`, or a class index. Of several
+            labels, `positive`, those that a sample has, or `{highest: 3}`. Of a regression, `{value: 0, sign:
+            negative}`. Of a segmentation, `{segmentation: predicted}`, or `label`, or a class, scored over its own
+            pixels or `over: label`, `image` or a box. Of a detector, `{detection: best}`, or `label`, or a class. Of an
+            embedding, `{similarity: 0}`, the cosine to that of a probe, or to a vector. Of an autoencoder,
+            `reconstruction`. Or a score of one's own by its dotted name: `target(output, batch)`, one number a sample;
+            `{function: NAME, title: TITLE}` gives it a title.
         method: `gradcam`, `gradcam++`, `hirescam`, `xgradcam` or `layercam`.
         output: Where the logits are in what forward returns: a key, an index, or from Python a function; by default
             they are found.
@@ -109,7 +115,7 @@ class GradCAMCallback(Callback):
         self,
         target_layers: str | Sequence[str] = AUTO,
         probes: int | Sequence[int] | ProbeSource = 8,
-        target: TargetSpec | Sequence[TargetSpec] = "predicted",
+        target: TargetOption = "predicted",
         method: str = "gradcam",
         output: int | str | Callable[[Any], Any] | None = None,
         layout: str | dict[str, Any] | Callable[[Any], Any] | None = None,

@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from gradcam_callback.errors import BadInputError
 
-TargetSpec = int | str | dict[str, Any] | Callable[[Any, Any], Any]
+Target = int | str | dict[str, Any] | Callable[[Any, Any], Any]
+# In this order, or jsonargparse cannot write a list of targets down in a configuration.
+TargetOption = int | str | dict[str, Any] | Sequence[Target] | Callable[[Any, Any], Any]
 OnNull = Literal["warn", "raise", "ignore"]
 Scale = Literal["each", "shared"]
 

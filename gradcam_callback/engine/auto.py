@@ -8,7 +8,7 @@ Of the layers in the order in which they finish, the last
   lie where they are in the image (see Note [Cells follow the image] in `survey`),
 - through which the whole signal passes (see Note [Whether the whole signal passes] in `signal_graph`),
 - whose gradient is not zero at the cells: after the last attention only the class token's is not,
-- which is not the prediction itself: a channel a class, with a gradient in one alone.
+- which is not the prediction itself: a channel a class, with a gradient in one alone; or, of an autoencoder, an image.
 
 A pass of its own confirms it, because hooks see what a layer returns, and the score may come from something inside it.
 """
@@ -222,15 +222,17 @@ def reasons_by_graph(graph: SignalGraph, calls: Sequence[LayerCall]) -> list[str
     for number, gradient in zip(open_ones, graph.gradients([calls[number] for number in open_ones]), strict=True):
         if gradient is None or not bool((gradient != 0).any()):
             reasons[number] = "no gradient arrives at its cells"
-        elif _is_prediction(gradient, graph.scores):
+        elif _is_prediction(gradient, graph):
             reasons[number] = "it is the prediction itself"
     return reasons
 
 
-def _is_prediction(gradient: Tensor, scores: Scores) -> bool:
-    """Whether maps are the prediction itself: a channel a class, with a gradient in one alone."""
+def _is_prediction(gradient: Tensor, graph: SignalGraph) -> bool:
+    """Whether maps are the prediction itself: a channel a class, with a gradient in one alone; or another image."""
+    if graph.scores.task == "value":
+        return gradient.shape[1:] == graph.image_shape
     used = (gradient != 0).flatten(2).any(2).sum(1)
-    return gradient.shape[1] == scores.probabilities.shape[1] and bool((used <= 1).all())
+    return gradient.shape[1] == graph.scores.probabilities.shape[1] and bool((used <= 1).all())
 
 
 def _gets_gradient(model: nn.Module, inputs: Tensor, request: CAMRequest, call: LayerCall) -> bool:

@@ -35,12 +35,14 @@ class SignalGraph:
         image: The node at which the graph begins.
         edges: Call to where its output is in the graph.
         alone: The calls that returned nothing else that carries a graph.
+        image_shape: `(C, H, W)`.
     """
 
     scores: Scores
     image: Node
     edges: dict[CallKey, GradientEdge]
     alone: set[CallKey]
+    image_shape: torch.Size
 
     def takes_all(self, call: LayerCall) -> bool:
         """Whether every way from the score to the image goes through this call.
@@ -99,7 +101,7 @@ def signal_graph(model: nn.Module, images: Tensor, score: Callable[[Any], Scores
 
     with watched(model, see), GradientsKept().watching(model):
         scores = score(call_model(model, image))
-    return SignalGraph(scores, get_gradient_edge(image).node, edges, alone)
+    return SignalGraph(scores, get_gradient_edge(image).node, edges, alone, image.shape[1:])
 
 
 class GradientsKept(NoGradFallback):

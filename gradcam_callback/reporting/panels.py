@@ -220,7 +220,7 @@ class CaptionData:
             value = "" if math.isnan(number) else f"{number:.4g}"
             return value if self.outputs == 1 else f"{class_name(index, names)}: {value}"
         if self.task == "segmentation":
-            return f"{class_name(index, names)}, {number:.0%} of the image"
+            return f"{class_name(index, names)}, {number:.0%} of pixels"
         return class_name(index, names) + ("" if math.isnan(number) else f" {number:.2f}")
 
     def prediction(self, probe: int, names: Sequence[str] | None) -> list[str]:
@@ -230,7 +230,7 @@ class CaptionData:
             return []
         if math.isnan(number):
             return ["no box" if self.task == "detection" else "no finite score"]
-        what = {"detection": "best box", "segmentation": "mostly"}.get(self.task, "predicted")
+        what = {"detection": "best box", "segmentation": "most"}.get(self.task, "predicted")
         return [f"{what}: {self.name(self.predictions[probe], number, names)}"]
 
 

@@ -53,7 +53,8 @@ class DetectionTarget:
         """Which box it is."""
         if self.name:
             return self.name
-        return f"{self.box} box" if isinstance(self.box, str) else f"box of class {self.box}"
+        names = {"best": "best box", "label": "label's box"}
+        return names[self.box] if isinstance(self.box, str) else f"box of class {self.box}"
 
     @property
     def description(self) -> str:

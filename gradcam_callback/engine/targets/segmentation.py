@@ -65,7 +65,7 @@ class SegmentationTarget:
         title = self.name or str(self.segment)
         if self.over is None or self.over == self._region:
             return title if self.over is None else f"{title}, over the {self.over}"
-        return f"{title}, over {list(self.over)}"
+        return f"{title}, over a box"
 
     @property
     def description(self) -> str:
