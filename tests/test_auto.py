@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gradcam_callback import compute_cam
 from gradcam_callback.engine.auto import _gets_gradient, choose_layer
+from gradcam_callback.engine.inputs import ModelInputs
 from gradcam_callback.engine.layouts import CHANNELS_FIRST, CHANNELS_LAST, Layout, Tokens
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.engine.survey import survey
@@ -332,7 +333,7 @@ def test_a_gradient_of_the_class_token_alone_is_none_of_the_cells(layer: str, ge
     call = survey(model, images).of(layer)
     assert call is not None
     assert call.layout == Tokens((4, 4), (0,))
-    assert _gets_gradient(model, images, CAMRequest.of(), call) is gets
+    assert _gets_gradient(model, ModelInputs.of(images), CAMRequest.of(), call) is gets
     assert chosen(model, images)[0] == "mix"
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradcam_callback.engine.inputs import ModelInputs
 from gradcam_callback.engine.layouts import CHANNELS_FIRST
 from gradcam_callback.engine.signal_graph import SignalGraph, signal_graph
 from gradcam_callback.engine.survey import (
@@ -40,7 +41,7 @@ def graphed(model: nn.Module, *names: str) -> tuple[SignalGraph, list[LayerCall]
     """The graph, and the last call of some layers."""
     calls = [call for name in names if (call := surveyed(model).of(name))]
     assert len(calls) == len(names)
-    return signal_graph(model, IMAGES, score), calls
+    return signal_graph(model, ModelInputs.of(IMAGES), score), calls
 
 
 def compiled(module: nn.Module) -> Any:
@@ -292,5 +293,6 @@ class WithClassToken(nn.Module):
 @pytest.mark.parametrize(("before", "after"), [(0, 0), (1, 0), (0, 1), (2, 3)])
 def test_extra_tokens_are_those_that_do_not_come_from_the_image(before: int, after: int, table: bool) -> None:
     image, count = torch.rand(1, 3, 16, 16), 16 + before + after
-    found = extra_tokens(WithClassToken(before, after, table), image, altered(image))
+    pair = (ModelInputs.of(image), ModelInputs.of(altered(image)))
+    found = extra_tokens(WithClassToken(before, after, table), *pair)
     assert found == {count: (*range(before), *range(before + 16, count))}

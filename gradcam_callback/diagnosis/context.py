@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.jit._trace import TracedModule
 
 from gradcam_callback.causes import Cause
 from gradcam_callback.diagnosis.source import named_modules
 from gradcam_callback.diagnosis.trace import Trace
+from gradcam_callback.engine.inputs import ModelInputs
 from gradcam_callback.results import split_call
 
 
@@ -29,7 +30,7 @@ class CallerContext:
     differentiable_input: bool
 
     @classmethod
-    def of(cls, model: nn.Module, inputs: Tensor) -> CallerContext:
+    def of(cls, model: nn.Module, inputs: ModelInputs) -> CallerContext:
         """As it is now."""
         if torch.is_inference_mode_enabled():
             modes: tuple[Cause, ...] = (Cause.INFERENCE_MODE,)
@@ -37,7 +38,7 @@ class CallerContext:
             modes = () if torch.is_grad_enabled() else (Cause.NO_GRAD,)
         own = {name: list(module.parameters(recurse=False)) for name, module in named_modules(model).items()}
         frozen = (name for name, parameters in own.items() if not any(p.requires_grad for p in parameters))
-        return cls(modes, frozenset(frozen), bool(getattr(inputs, "requires_grad", False)))
+        return cls(modes, frozenset(frozen), inputs.images.requires_grad)
 
     def rescued(self, trace: Trace | None) -> tuple[Cause, ...]:
         """What would have made the gradient None in the caller's hands; `trace` is None where the model was not run."""

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from gradcam_callback.causes import Cause
 from gradcam_callback.diagnosis import messages, search
@@ -29,6 +29,7 @@ from gradcam_callback.diagnosis.torch_calls import CHOOSING, JOINING
 from gradcam_callback.diagnosis.trace import Step
 from gradcam_callback.engine import auto, explain, forward, health, layers
 from gradcam_callback.engine.device_results import judge
+from gradcam_callback.engine.inputs import Inputs, ModelInputs
 from gradcam_callback.engine.layouts import CHANNELS_FIRST, Layout, LayoutInput
 from gradcam_callback.engine.memory import is_out_of_memory
 from gradcam_callback.engine.references import with_references
@@ -51,7 +52,7 @@ _UNKNOWN = "By which line is not known: no torch function was seen to do it."
 
 def diagnose(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs,
     target_layer: str,
     *,
     target: TargetInput = "predicted",
@@ -65,7 +66,7 @@ def diagnose(
 
     Args:
         model: Any module that maps images to logits.
-        inputs: `(N, C, H, W)`, as the model takes them.
+        inputs: As for `compute_cam`.
         target_layer: The dotted name of the layer, with the number of a call if it is about that one, or "auto", as for
             `compute_cam`.
         target: As for `compute_cam`.
@@ -81,6 +82,7 @@ def diagnose(
         TypeError: `inputs`, `target` or `target_layer` is of a wrong type.
         ValueError: There is no such layer or class, or "auto" found none; no logits were found.
     """
+    inputs = ModelInputs.of(inputs)
     context = CallerContext.of(model, inputs)
     layer, *others = layers.check_names(target_layer)
     if others:
@@ -95,7 +97,7 @@ def diagnose(
             raise BadInputError(f"A diagnosis is of one layer, and {target_layer!r} stands for {[layer, *others]}.")
         space: Layout = CHANNELS_FIRST
         if is_closed(model, layer):
-            missing = {layer: health.missing(None, forward.prepared(inputs, model), Cause.HOOK_BYPASSED)}
+            missing = {layer: health.missing(None, forward.prepared(inputs, model).images, Cause.HOOK_BYPASSED)}
             verdict = health.judge(missing, *copy_to_host([health.pack(missing.values())]))[layer]
         else:
             results = explain.explain(model, inputs, request, options=options)
@@ -105,7 +107,8 @@ def diagnose(
         if not forward.raised_by_model(error) or is_out_of_memory(error):
             raise
         return of_failed_forward(layer, error, len(inputs))
-    call = None if split_call(layer)[1] is None else verdict.call
+    is_chosen = split_call(layer)[1] is not None or (inputs.has_other_images and verdict.calls > 1)
+    call = verdict.call if is_chosen else None
     nulls = verdict.null_probes
     subject = Subject(model, inputs, layer, request.targets[0], output, call, space, nulls, options)
     return Diagnoser(subject, context, verdict).run()

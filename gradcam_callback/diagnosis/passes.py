@@ -21,6 +21,7 @@ from gradcam_callback.diagnosis.trace import Step, Use
 from gradcam_callback.diagnosis.tracer import Tracer
 from gradcam_callback.diagnosis.watchers import ForwardCallDetector
 from gradcam_callback.engine import capture, forward, gradients, layers
+from gradcam_callback.engine.inputs import ModelInputs
 from gradcam_callback.engine.layouts import Layout, floating_tensors
 from gradcam_callback.engine.process_state import inference_as_no_grad
 from gradcam_callback.engine.replica import Replica, ReplicaOptions, run_in_replica
@@ -61,7 +62,7 @@ class Subject:
 
     Attributes:
         model: Any module that maps images to logits.
-        inputs: `(N, C, H, W)`.
+        inputs: What the model gets.
         layer: Its dotted name.
         target: As for `compute_cam`.
         output: As for `compute_cam`.
@@ -72,7 +73,7 @@ class Subject:
     """
 
     model: nn.Module
-    inputs: Tensor
+    inputs: ModelInputs
     layer: str
     target: Target
     output: OutputSpec
@@ -97,7 +98,7 @@ class Subject:
     def _trace(self, replica: Replica, tracer: Tracer, perturb_layer: _Change | None) -> TracedPass:
         inputs = forward.prepared(self.inputs, replica.model)
         found = layers.find_layers(replica.model, [self.layer])
-        calls, read = {self.layer: self.call}, partial(self.target.read, output=self.output, inputs=inputs)
+        calls, read = {self.layer: self.call}, partial(self.target.read, output=self.output, inputs=inputs.images)
         with ExitStack() as stack:
             if perturb_layer is not None:
                 stack.callback(self._perturb(found[self.layer], perturb_layer).remove)

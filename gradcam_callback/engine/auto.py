@@ -29,6 +29,7 @@ from gradcam_callback.engine.copying.modules import registered_modules
 from gradcam_callback.engine.forward import forward_pass, prepared, run_without_graph
 from gradcam_callback.engine.grids import ObservedMaps
 from gradcam_callback.engine.in_place import is_sharded
+from gradcam_callback.engine.inputs import Inputs, ModelInputs
 from gradcam_callback.engine.layers import find_layers
 from gradcam_callback.engine.layouts import CHANNELS_FIRST, Layout, Unreadable
 from gradcam_callback.engine.memory import is_out_of_memory
@@ -50,7 +51,7 @@ _SAMPLES = 8
 
 
 def choose_layer(
-    model: nn.Module, inputs: Tensor, request: CAMRequest | None = None, *, options: ReplicaOptions = _NO_OPTIONS
+    model: nn.Module, inputs: Inputs, request: CAMRequest | None = None, *, options: ReplicaOptions = _NO_OPTIONS
 ) -> CAMRequest:
     """The request at the layer that "auto" stands for, with its layout; see Note [The layer that auto takes].
 
@@ -59,15 +60,15 @@ def choose_layer(
 
     Args:
         model: Any module that maps images to what the targets can read.
-        inputs: `(N, C, H, W)`; one sample is enough. Where a target may find nothing in a sample, the first one counts
-            in which it finds something.
+        inputs: As for `compute_cam`; one sample is enough. Where a target may find nothing in a sample, the first one
+            counts in which it finds something.
         request: Its first target, its output and its layout count.
         options: How the replica is made.
 
     Raises:
         ValueError: No layer has space in its output, or a layout was given that another layer may not have.
     """
-    asked = request or CAMRequest.of()
+    asked, inputs = request or CAMRequest.of(), ModelInputs.of(inputs)
     sample = sample_to_explain(model, inputs, asked, options)
     inputs, wanted = inputs[sample], asked.part(sample)
     if isinstance(wanted.layout, Layout):
@@ -89,7 +90,7 @@ def choose_layer(
     return asked.at(best.full_name).reading({best.full_name: best.layout})
 
 
-def find_layouts(model: nn.Module, inputs: Tensor, request: CAMRequest) -> CAMRequest:
+def find_layouts(model: nn.Module, inputs: ModelInputs, request: CAMRequest) -> CAMRequest:
     """The request with the full names of named layers, and with their layouts. To be used within `isolated`."""
     layers = find_layers(model, request.layers)
     if isinstance(request.layout, Layout):
@@ -98,7 +99,7 @@ def find_layouts(model: nn.Module, inputs: Tensor, request: CAMRequest) -> CAMRe
     return request.at(*layers).reading({name: _layout_of(found, name) for name in layers})
 
 
-def expect_layouts(model: nn.Module, inputs: Tensor, request: CAMRequest) -> CAMRequest:
+def expect_layouts(model: nn.Module, inputs: ModelInputs, request: CAMRequest) -> CAMRequest:
     """As `find_layouts`, but that layers which convolutions are in are only looked at in the pass that makes the maps.
 
     So a network of convolutions costs no pass more. Where that pass finds out that it is not so, `find_layouts` does.
@@ -126,7 +127,7 @@ def _layout_of(found: Survey, name: str) -> Layout:
 
 
 def _best(
-    model: nn.Module, inputs: Tensor, request: CAMRequest, spatial: Sequence[LayerCall], options: ReplicaOptions
+    model: nn.Module, inputs: ModelInputs, request: CAMRequest, spatial: Sequence[LayerCall], options: ReplicaOptions
 ) -> LayerCall:
     def by_graph(replica: Replica) -> LayerCall | None:
         return _best_call(replica.model, prepared(inputs, replica.model), request, spatial)
@@ -144,7 +145,9 @@ def _best(
     )
 
 
-def _best_call(model: nn.Module, inputs: Tensor, request: CAMRequest, spatial: Sequence[LayerCall]) -> LayerCall | None:
+def _best_call(
+    model: nn.Module, inputs: ModelInputs, request: CAMRequest, spatial: Sequence[LayerCall]
+) -> LayerCall | None:
     """The call that Note [The layer that auto takes] describes, of those with a layout; None if there is none."""
     try:
         graph = signal_graph(model, inputs, partial(score_of_one, request, inputs))
@@ -158,7 +161,7 @@ def _best_call(model: nn.Module, inputs: Tensor, request: CAMRequest, spatial: S
     return next((call for call in tried if _gets_gradient(model, inputs, request, call)), None)
 
 
-def _last_call(model: nn.Module, inputs: Tensor, request: CAMRequest, spatial: Sequence[LayerCall]) -> LayerCall:
+def _last_call(model: nn.Module, inputs: ModelInputs, request: CAMRequest, spatial: Sequence[LayerCall]) -> LayerCall:
     """The last call that a gradient gets to, though a part of the signal goes past it; the last if there is none."""
     tried = spatial[: -_TRIES - 1 : -1]
     for call in tried:
@@ -172,7 +175,7 @@ def _last_call(model: nn.Module, inputs: Tensor, request: CAMRequest, spatial: S
     return tried[0]
 
 
-def sample_to_explain(model: nn.Module, inputs: Tensor, request: CAMRequest, options: ReplicaOptions) -> slice:
+def sample_to_explain(model: nn.Module, inputs: ModelInputs, request: CAMRequest, options: ReplicaOptions) -> slice:
     """The first sample in which the first target finds something to explain; the very first, if there is none."""
     target, some = request.targets[0], slice(0, _SAMPLES)
     if not getattr(target, "may_be_absent", False):
@@ -181,17 +184,17 @@ def sample_to_explain(model: nn.Module, inputs: Tensor, request: CAMRequest, opt
     def job(replica: Replica) -> Scores:
         images = prepared(inputs[some], replica.model)
         part = target.part(some)
-        return part.score(part.read(run_without_graph(replica.model, images), request.output, images)).detached()
+        return part.score(part.read(run_without_graph(replica.model, images), request.output, images.images)).detached()
 
     present = run_in_replica(model, job, options).present
     first = 0 if present is None or not bool(present.any()) else int(present.int().argmax())
     return slice(first, first + 1)
 
 
-def score_of_one(request: CAMRequest, inputs: Tensor, returned: Any) -> Scores:
+def score_of_one(request: CAMRequest, inputs: ModelInputs, returned: Any) -> Scores:
     """The score of one image, from what the model returned for it."""
     target = request.targets[0]
-    return target.score(target.read(returned, request.output, inputs[:1]))
+    return target.score(target.read(returned, request.output, inputs.images[:1]))
 
 
 def _fill_zeros(model: nn.Module) -> None:
@@ -235,7 +238,7 @@ def _is_prediction(gradient: Tensor, graph: SignalGraph) -> bool:
     return gradient.shape[1] == graph.scores.probabilities.shape[1] and bool((used <= 1).all())
 
 
-def _gets_gradient(model: nn.Module, inputs: Tensor, request: CAMRequest, call: LayerCall) -> bool:
+def _gets_gradient(model: nn.Module, inputs: ModelInputs, request: CAMRequest, call: LayerCall) -> bool:
     """Whether a gradient gets to a layer's cells if a graph begins there, whatever forward detaches."""
     assert call.layout is not None
     name, read = call.full_name, partial(score_of_one, request, inputs)

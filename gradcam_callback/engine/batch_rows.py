@@ -6,7 +6,7 @@ tuples and mappings are structure. Everything else belongs to the batch as a who
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,9 +58,23 @@ def join_rows(parts: Sequence[Any]) -> Any:
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """The same structure with each tensor changed; lists, tuples and mappings are new ones."""
-    if isinstance(value, Tensor):
-        return change(value)
-    return _mapped(value, lambda entry: map_tensors(entry, change))
+    return map_leaves(value, lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf)
+
+
+def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The same structure with everything changed that is no list, tuple or mapping."""
+    if isinstance(value, (Mapping, tuple, list)):
+        return _mapped(value, lambda entry: map_leaves(entry, change))
+    return change(value)
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Everything in nested containers that is no list, tuple or mapping, in order."""
+    if isinstance(value, (Mapping, tuple, list)):
+        for entry in value.values() if isinstance(value, Mapping) else value:
+            yield from leaves(entry)
+    else:
+        yield value
 
 
 def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:

@@ -17,6 +17,8 @@ from gradcam_callback.engine.capture import Recording
 from gradcam_callback.engine.device_results import DeviceResults, TargetResult, judge
 from gradcam_callback.engine.forward import ForwardObserver, count_calls, forward_pass, prepared
 from gradcam_callback.engine.grids import ObservedMaps, watching
+from gradcam_callback.engine.image_calls import calls_seeing_images
+from gradcam_callback.engine.inputs import Inputs, ModelInputs
 from gradcam_callback.engine.layers import AUTO, find_layers
 from gradcam_callback.engine.layouts import CHANNELS_FIRST, LayoutInput, Unreadable, describe_output
 from gradcam_callback.engine.output_survey import survey_output
@@ -34,7 +36,7 @@ MODIFIED_REMEDY = "Have forward write to a buffer, or to a copy of them, or in t
 
 def compute_cam(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs,
     target_layers: str | Sequence[str] = AUTO,
     *,
     target: TargetInput = "predicted",
@@ -49,7 +51,9 @@ def compute_cam(
 
     Args:
         model: Any module that maps images to logits.
-        inputs: `(N, C, H, W)`, as the model takes them; moved to the model's device.
+        inputs: Images `(N, C, H, W)`, as the model takes them; moved to the model's device. For a model that takes
+            more, a tuple of arguments by position or a mapping of arguments by keyword: tensors and lists in it with
+            as many entries as there are images belong to one each. A list of images for a model that takes one.
         target_layers: Dotted names of modules inside the model, in which a `*` stands for any part between two dots; or
             "auto": the last module in forward order that has rows and columns in its output and that the whole signal
             passes. Of a layer that runs more than once in a forward pass, the last call that the score depends on is
@@ -68,14 +72,14 @@ def compute_cam(
         every probe at a layer, or at a call of it, that the forward pass did not run.
 
     Raises:
-        TypeError: `inputs` is no tensor, or `target` or `target_layers` is of a wrong type.
+        TypeError: `inputs` is nothing that a model takes, or `target` or `target_layers` is of a wrong type.
         ValueError: There is no such layer, method or class; what follows a `#` is no number; the layer's output has no
             space in it; the number of targets is not that of the samples; no logits were found.
 
     Warns:
         UserWarning: The model's forward writes in place to weights, which therefore are not what they were.
     """
-    results = explain(model, inputs, CAMRequest.of(target_layers, [target], method, output, layout))
+    results = explain(model, ModelInputs.of(inputs), CAMRequest.of(target_layers, [target], method, output, layout))
     [result] = judge(results, *copy_to_host([results.verdicts]))
     for layer, verdict in result.health.items():
         if verdict.cause is Cause.UNSUPPORTED_OUTPUT:
@@ -103,7 +107,7 @@ def describe_modified(weights: Sequence[str]) -> str:
 
 def explain(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs,
     request: CAMRequest,
     *,
     observer: Callable[[], ForwardObserver] | None = None,
@@ -115,12 +119,13 @@ def explain(
 
     Args:
         model: Any module that maps images to what the targets of the request can read.
-        inputs: `(N, C, H, W)`.
+        inputs: As for `compute_cam`.
         request: What is asked for.
         observer: Makes an observer of the forward pass that lets the gradient pass the cuts that a diagnosis found for
             the one layer of the request.
         options: How the replica is made.
     """
+    inputs = ModelInputs.of(inputs)
     request = with_references(model, inputs, request, options)
     if request.uses_auto:
         request = choose_layer(model, inputs, request, options=options)
@@ -139,7 +144,7 @@ def explain(
 
 
 def _explained(
-    model: nn.Module, inputs: Tensor, request: CAMRequest, observer: Callable[[], ForwardObserver] | None
+    model: nn.Module, inputs: ModelInputs, request: CAMRequest, observer: Callable[[], ForwardObserver] | None
 ) -> DeviceResults | None:
     """What passes give for a request whose layouts are known; None where an expected one turns out to be another."""
     passes = _Pass(model, inputs, request, find_layers(model, request.layers))
@@ -154,17 +159,21 @@ def _explained(
 class _Pass:
     """The layers of a request on one replica, and the passes that they need."""
 
-    def __init__(self, model: nn.Module, inputs: Tensor, request: CAMRequest, layers: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: ModelInputs, request: CAMRequest, layers: Mapping[str, nn.Module]
+    ) -> None:
         self.model, self.inputs, self.request, self.layers = model, inputs, request, layers
 
     def run(self, observer: Callable[[], ForwardObserver] | None = None) -> DeviceResults | None:
         """All layers and targets from one forward pass; None where layers, or calls, would disturb each other."""
         request, results = self.request, list[TargetResult]()
-        chosen = None if observer is None else self._calls_from_zero()  # cuts are numbered from that call on
+        chosen: Mapping[str, int | None] = calls_seeing_images(self.model, self.inputs, self.layers)
+        if observer is not None:
+            chosen = self._from_zero(chosen)  # cuts are numbered from that call on
         watch = None if observer is None else observer()
 
         def read(returned: Any) -> list[Any]:
-            return [target.read(returned, request.output, self.inputs) for target in request.targets]
+            return [target.read(returned, request.output, self.inputs.images) for target in request.targets]
 
         with (
             watching(request.layouts.values()),
@@ -188,8 +197,7 @@ class _Pass:
                     return None
                 found = {name: self._examine(name, pair, scores.values) for name, pair in pairs.items()}
                 results.append(TargetResult.of(scores, found))
-        height, width = self.inputs.shape[-2:]
-        return DeviceResults(tuple(results), (height, width))
+        return DeviceResults(tuple(results), self.inputs.size)
 
     def run_apart(self) -> DeviceResults:
         """A pass for each layer, or for each call of the only one, so that none disturbs another."""
@@ -218,9 +226,8 @@ class _Pass:
                 return results.renamed(name)
         return tried[0].renamed(name)
 
-    def _calls_from_zero(self) -> dict[str, int | None]:
-        """The calls that the names choose. One that is counted from the end costs a forward pass without gradients."""
-        chosen = {name: split_call(name)[1] for name in self.layers}
+    def _from_zero(self, chosen: Mapping[str, int | None]) -> Mapping[str, int | None]:
+        """The calls to explain. One that is counted from the end costs a forward pass without gradients."""
         if all(call is None or call >= 0 for call in chosen.values()):
             return chosen
         counts = count_calls(self.model, self.inputs, self.layers)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from gradcam_callback.engine import capture
+from gradcam_callback.engine.inputs import Inputs, ModelInputs
 from gradcam_callback.engine.layouts import CHANNELS_FIRST, Layout
 from gradcam_callback.engine.memory import is_out_of_memory
 from gradcam_callback.engine.no_grad_fallback import NoGradFallback
 from gradcam_callback.engine.process_state import inference_as_no_grad
-from gradcam_callback.errors import BadInputError
 from gradcam_callback.results import split_call
 
 Read = TypeVar("Read")
@@ -35,28 +35,22 @@ class ForwardObserver(Protocol):
         """What the model returned, with another tensor where this one could not be changed as the model asked."""
 
 
-def prepared(inputs: Any, model: nn.Module) -> Tensor:
+def prepared(inputs: Inputs, model: nn.Module) -> ModelInputs:
     """The inputs on the model's device, without a history.
 
     Raises:
-        TypeError: They are no tensor.
-        ValueError: They are no batch of images.
+        TypeError: They are nothing that a model takes.
+        ValueError: There are no images in them.
     """
-    if not isinstance(inputs, Tensor):
-        raise TypeError(f"The inputs are a tensor (N, C, H, W); given: {type(inputs).__name__}.")
-    if inputs.ndim not in (3, 4) or len(inputs) == 0:
-        raise BadInputError(
-            "The inputs are a tensor (N, C, H, W), or (N, H, W) for a model that takes images without a channel axis, "
-            f"with at least one image; given: {tuple(inputs.shape)}."
-        )
-    anchor = next(model.parameters(), next(model.buffers(), inputs))
-    return inputs.detach().to(anchor.device)
+    known = ModelInputs.of(inputs)
+    anchor = next(model.parameters(), next(model.buffers(), known.images))
+    return known.to(anchor.device)
 
 
 @contextmanager
 def forward_pass(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: ModelInputs,
     layers: Mapping[str, nn.Module],
     read: Callable[[Any], Read],
     observer: ForwardObserver | None = None,
@@ -93,7 +87,7 @@ def forward_pass(
 
 
 def _run_with_fallback(
-    model: nn.Module, inputs: Tensor, read: Callable[[Any], Read], recordings: Mapping[str, capture.Recording]
+    model: nn.Module, inputs: ModelInputs, read: Callable[[Any], Read], recordings: Mapping[str, capture.Recording]
 ) -> Read:
     """A second time, where gradients made a call impossible, with such calls done without them."""
     try:
@@ -110,16 +104,15 @@ def _run_with_fallback(
             raise error from None
 
 
-def run_without_graph(model: nn.Module, inputs: Tensor) -> Any:
+def run_without_graph(model: nn.Module, inputs: ModelInputs) -> Any:
     """Run the model once, as validation does."""
     with torch.no_grad(), inference_as_no_grad():
         return call_model(model, inputs)
 
 
-def call_model(model: nn.Module, inputs: Tensor) -> Any:
+def call_model(model: nn.Module, inputs: ModelInputs) -> Any:
     """Call the model. In a traceback, what lies further in than this function is the model's."""
-    # A copy, because forward may normalise its input in place.
-    return model(inputs.clone())
+    return inputs.call(model)
 
 
 def raised_by_model(error: BaseException) -> bool:
@@ -127,7 +120,7 @@ def raised_by_model(error: BaseException) -> bool:
     return any(frame.f_code is call_model.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
-def count_calls(model: nn.Module, inputs: Tensor, layers: Mapping[str, nn.Module]) -> dict[str, int]:
+def count_calls(model: nn.Module, inputs: ModelInputs, layers: Mapping[str, nn.Module]) -> dict[str, int]:
     """How often layers run in a forward pass. Costs one. A scripted module takes no hooks, and its count is 0."""
     counts = dict.fromkeys(layers, 0)
 

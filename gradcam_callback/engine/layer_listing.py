@@ -17,6 +17,7 @@ from gradcam_callback.engine.auto import (
     score_of_one,
 )
 from gradcam_callback.engine.forward import prepared
+from gradcam_callback.engine.inputs import Inputs, ModelInputs
 from gradcam_callback.engine.layers import AUTO
 from gradcam_callback.engine.references import with_references
 from gradcam_callback.engine.replica import Replica, ReplicaOptions, run_in_replica
@@ -55,16 +56,17 @@ class ListedLayer:
 
 
 def list_layers(
-    model: nn.Module, inputs: Tensor, request: CAMRequest | None = None, *, options: ReplicaOptions = _NO_OPTIONS
+    model: nn.Module, inputs: Inputs, request: CAMRequest | None = None, *, options: ReplicaOptions = _NO_OPTIONS
 ) -> list[ListedLayer]:
     """The calls of all layers that return a tensor with three or four axes, in the order in which they finish.
 
     Args:
         model: Any module that maps images to what the targets can read.
-        inputs: `(N, C, H, W)`; one sample is enough, if the target finds something in it.
+        inputs: As for `compute_cam`; one sample is enough, if the target finds something in it.
         request: Its first target and its output count.
         options: How the replica is made.
     """
+    inputs = ModelInputs.of(inputs)
     asked = with_references(model, inputs, (request or CAMRequest.of()).at(AUTO), options)
     sample = sample_to_explain(model, inputs, asked, options)
     inputs, wanted = inputs[sample], asked.part(sample)
@@ -99,7 +101,7 @@ def _norm(gradient: Tensor | None) -> float | None:
     return None if gradient is None else float(torch.linalg.vector_norm(gradient.float()))
 
 
-def _chosen(model: nn.Module, inputs: Tensor, request: CAMRequest, options: ReplicaOptions) -> str | None:
+def _chosen(model: nn.Module, inputs: Inputs, request: CAMRequest, options: ReplicaOptions) -> str | None:
     """The layer that "auto" takes; None if it finds none."""
     try:
         [layer] = choose_layer(model, inputs, request, options=options).layers

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gradcam_callback.engine.forward import prepared, run_without_graph
+from gradcam_callback.engine.inputs import Inputs, ModelInputs
 from gradcam_callback.engine.layouts import floating_tensors
 from gradcam_callback.engine.memory import is_out_of_memory
 from gradcam_callback.engine.process_state import generators_kept
@@ -49,13 +50,13 @@ class OutputSurvey:
 
 
 def survey_output(
-    model: nn.Module, inputs: Tensor, request: CAMRequest, *, options: ReplicaOptions = _NO_OPTIONS
+    model: nn.Module, inputs: Inputs, request: CAMRequest, *, options: ReplicaOptions = _NO_OPTIONS
 ) -> OutputSurvey:
     """Look at what a model returns. See Note [Samples that depend on each other].
 
     Args:
         model: Any module that maps images to what the targets can read.
-        inputs: `(N, C, H, W)`; the first two count.
+        inputs: As for `compute_cam`; the first two samples count.
         request: Its targets and its output count.
         options: How the replica is made.
 
@@ -68,7 +69,7 @@ def survey_output(
     of_classes = any(isinstance(target, ClassTarget) for target in request.targets)
 
     def job(replica: Replica) -> OutputSurvey:
-        images = prepared(inputs[:2], replica.model)
+        images = prepared(ModelInputs.of(inputs)[:2], replica.model)
         first = _run(replica.model, images)
         return OutputSurvey(
             samples_depend=len(images) > 1 and _samples_depend(replica.model, images, first),
@@ -83,14 +84,14 @@ def survey_output(
         raise
 
 
-def _run(model: nn.Module, images: Tensor) -> Any:
+def _run(model: nn.Module, images: ModelInputs) -> Any:
     with generators_kept():  # a model that samples draws the same in each pass
         return run_without_graph(model, images)
 
 
-def _samples_depend(model: nn.Module, images: Tensor, first: Any) -> bool:
+def _samples_depend(model: nn.Module, images: ModelInputs, first: Any) -> bool:
     """Whether what is returned for the first image changes with the second, and not by itself."""
-    changed = torch.cat([images[:1], altered(images[1:])])
+    changed = images.with_images(torch.cat([images.images[:1], altered(images.images[1:])]))
     again = _run(model, images)
     try:
         beside = _run(model, changed)

@@ -7,13 +7,14 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from gradcam_callback.engine.forward import prepared, run_without_graph
+from gradcam_callback.engine.inputs import ModelInputs
 from gradcam_callback.engine.replica import Replica, ReplicaOptions, run_in_replica
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.engine.targets import SimilarityTarget, Target
 from gradcam_callback.errors import BadInputError
 
 
-def with_references(model: nn.Module, inputs: Tensor, request: CAMRequest, options: ReplicaOptions) -> CAMRequest:
+def with_references(model: nn.Module, inputs: ModelInputs, request: CAMRequest, options: ReplicaOptions) -> CAMRequest:
     """The request with the embeddings that its targets compare with. Costs a forward pass of one image for each.
 
     Args:
@@ -36,7 +37,9 @@ def with_references(model: nn.Module, inputs: Tensor, request: CAMRequest, optio
 
         def job(replica: Replica) -> Tensor:
             reference = prepared(inputs[place : place + 1], replica.model)
-            embedding: Tensor = target.read(run_without_graph(replica.model, reference), request.output, reference)
+            embedding: Tensor = target.read(
+                run_without_graph(replica.model, reference), request.output, reference.images
+            )
             return embedding
 
         return target.with_reference(run_in_replica(model, job, options))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from gradcam_callback.engine.forward import call_model
+from gradcam_callback.engine.inputs import ModelInputs
 from gradcam_callback.engine.layouts import floating_tensors
 from gradcam_callback.engine.no_grad_fallback import NoGradFallback, disables_grad
 from gradcam_callback.engine.process_state import inference_as_no_grad
@@ -78,18 +79,18 @@ class SignalGraph:
         ]
 
 
-def signal_graph(model: nn.Module, images: Tensor, score: Callable[[Any], Scores]) -> SignalGraph:
+def signal_graph(model: nn.Module, inputs: ModelInputs, score: Callable[[Any], Scores]) -> SignalGraph:
     """Run the model once with a graph. To be used within `isolated`.
 
     Args:
         model: The replica's.
-        images: From `prepared`; the first one counts.
+        inputs: From `prepared`; the first sample counts.
         score: From what the model returned to the score of one image.
 
     Raises:
         Exception: Whatever the model raises because there is a graph; images of whole numbers can have none.
     """
-    image = images[:1].detach().clone().requires_grad_()
+    image = inputs.images[:1].detach().clone().requires_grad_()
     edges, alone = dict[CallKey, GradientEdge](), set[CallKey]()
 
     def see(key: CallKey, _layer: nn.Module, output: Any) -> None:
@@ -100,7 +101,7 @@ def signal_graph(model: nn.Module, images: Tensor, score: Callable[[Any], Scores
                 alone.add(key)
 
     with watched(model, see), GradientsKept().watching(model):
-        scores = score(call_model(model, image))
+        scores = score(call_model(model, inputs[:1].with_images(image)))
     return SignalGraph(scores, get_gradient_edge(image).node, edges, alone, image.shape[1:])
 
 

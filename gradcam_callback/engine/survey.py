@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from gradcam_callback.engine.forward import call_model, hooked
 from gradcam_callback.engine.grids import Evidence, GridReader, Reading
+from gradcam_callback.engine.inputs import Inputs, ModelInputs
 from gradcam_callback.engine.layers import named_modules
 from gradcam_callback.engine.layouts import TOKENS, Grid, Layout, Tokens, describe_output, floating_tensors
 from gradcam_callback.engine.no_grad_fallback import NoGradFallback
@@ -98,7 +99,7 @@ class Survey:
 
 
 def survey(
-    model: nn.Module, images: Tensor, names: Collection[str] | None = None, *, kind: str | None = None
+    model: nn.Module, images: Inputs, names: Collection[str] | None = None, *, kind: str | None = None
 ) -> Survey:
     """Look at every layer. To be used within `isolated`.
 
@@ -106,12 +107,13 @@ def survey(
 
     Args:
         model: The replica's.
-        images: From `prepared`; the first one counts.
+        images: On the model's device; the first sample counts.
         names: The layers whose layouts are put to the test; None puts those of all.
         kind: "tokens" if nothing but tokens is to be read; None reads every layout.
     """
-    image, other = images[:1], altered(images[:1])
-    reader = GridReader((images.shape[-2], images.shape[-1]), extra_tokens(model, image, other))
+    image = ModelInputs.of(images)[:1]
+    other = image.with_images(altered(image.images))
+    reader = GridReader(image.size, extra_tokens(model, image, other))
     calls = list[LayerCall]()
 
     def see(key: CallKey, layer: nn.Module, output: Any) -> None:
@@ -125,7 +127,7 @@ def survey(
     return Survey(tuple(replace(call, follows=following.get(call.key, call.follows)) for call in calls))
 
 
-def run_watched(model: nn.Module, images: Tensor, see: Callable[[CallKey, nn.Module, Any], None]) -> None:
+def run_watched(model: nn.Module, images: ModelInputs, see: Callable[[CallKey, nn.Module, Any], None]) -> None:
     """Run the model without a graph, and tell what each call of a layer returns, in the order in which they finish."""
     with torch.no_grad(), inference_as_no_grad(), watched(model, see), NoGradFallback():
         call_model(model, images)
@@ -164,7 +166,7 @@ def _read(call: LayerCall, layer: nn.Module, output: Any, reader: GridReader, ki
 # Extra tokens
 
 
-def extra_tokens(model: nn.Module, image: Tensor, other: Tensor) -> dict[int, tuple[int, ...]]:
+def extra_tokens(model: nn.Module, image: ModelInputs, other: ModelInputs) -> dict[int, tuple[int, ...]]:
     """How many tokens there are, to the positions of those that do not come from the image.
 
     They are equal for two images where tokens first are so many: in what goes into a layer or comes out of it, before
@@ -191,7 +193,7 @@ def extra_tokens(model: nn.Module, image: Tensor, other: Tensor) -> dict[int, tu
     return extras
 
 
-def _run_with_tokens(model: nn.Module, image: Tensor, see: Callable[[int, Tensor], None]) -> None:
+def _run_with_tokens(model: nn.Module, image: ModelInputs, see: Callable[[int, Tensor], None]) -> None:
     """Run the model, and tell of each tensor that may be tokens, going into a layer or out of it, numbered in order."""
     number = itertools.count()
 
@@ -219,7 +221,9 @@ def _equal_tokens(tokens: Tensor, others: Tensor) -> tuple[int, ...]:
 # The test of a layout
 
 
-def _following(model: nn.Module, image: Tensor, other: Tensor, calls: Collection[LayerCall]) -> dict[CallKey, bool]:
+def _following(
+    model: nn.Module, image: ModelInputs, other: ModelInputs, calls: Collection[LayerCall]
+) -> dict[CallKey, bool]:
     """Of some calls, whether their cells lie where they are in the image.
 
     See Note [Cells follow the image].
@@ -236,7 +240,8 @@ def _following(model: nn.Module, image: Tensor, other: Tensor, calls: Collection
         if key in plain and plain[key].shape == maps.shape:
             changes.setdefault(key, []).append((maps - plain[key]).abs().sum((0, 1)))
 
-    for number, copy in enumerate((image, *_half_altered(image, other), other)):
+    halves = map(image.with_images, _half_altered(image.images, other.images))
+    for number, copy in enumerate((image, *halves, other)):
         take = compare if number else keep
 
         def see(key: CallKey, _layer: nn.Module, output: Any, take: Any = take) -> None:

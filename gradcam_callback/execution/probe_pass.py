@@ -17,6 +17,7 @@ from gradcam_callback.diagnosis import diagnoser as diagnosis
 from gradcam_callback.diagnosis.tracer import bridging
 from gradcam_callback.engine import auto, explain, forward, layers
 from gradcam_callback.engine.device_results import DeviceResults, judge
+from gradcam_callback.engine.inputs import Inputs, ModelInputs
 from gradcam_callback.engine.layouts import Layout
 from gradcam_callback.engine.output_survey import OutputSurvey, survey_output
 from gradcam_callback.engine.references import with_references
@@ -104,12 +105,12 @@ class ProbePass:
         elif self._resolved and self._resolved[0] not in dict(model.named_modules()):
             self._resolved, self._layouts = (), {}
 
-    def select_auto(self, model: nn.Module, images: Tensor, target: TargetInput) -> str | None:
+    def select_auto(self, model: nn.Module, inputs: Inputs, target: TargetInput) -> str | None:
         """Let "auto" choose, if it has not; the name of the layer if it was chosen now.
 
         Args:
             model: In any mode; left as it was.
-            images: `(N, C, H, W)`.
+            inputs: What the model gets.
             target: For which the layer is chosen.
 
         Raises:
@@ -118,25 +119,26 @@ class ProbePass:
         """
         if self._resolved or not self.request.uses_auto:
             return None
+        inputs = ModelInputs.of(inputs)
 
         def choice() -> tuple[tuple[str, ...], Mapping[str, Layout]]:
-            with self._model_errors_diagnosed(len(images)):
+            with self._model_errors_diagnosed(len(inputs)):
                 asked = replace(self.request, targets=(as_target(target),))
-                asked = with_references(model, images, asked, self.replica_options)
-                found = auto.choose_layer(model, images, asked, options=self.replica_options)
+                asked = with_references(model, inputs, asked, self.replica_options)
+                found = auto.choose_layer(model, inputs, asked, options=self.replica_options)
             return found.layers, found.layouts
 
         self._resolved, self._layouts = self.processes.run_consistently(choice)
         return self._resolved[0]
 
     def run(
-        self, model: nn.Module, images: Tensor, targets: Sequence[TargetInput], render: Render | None = None
+        self, model: nn.Module, inputs: Inputs, targets: Sequence[TargetInput], render: Render | None = None
     ) -> ProbePassResult:
         """One probe pass.
 
         Args:
             model: In any mode; left as it was.
-            images: `(N, C, H, W)`.
+            inputs: What the model gets.
             targets: At least one; there is a result for each.
             render: Makes tensors on the device that come to the host with the verdicts. A process that has nothing to
                 draw gives none. What it raises is kept in the result, since it may fail in one process alone.
@@ -145,19 +147,20 @@ class ProbePass:
             ForwardFailedError: The model raised.
             PartFailedError: Something else failed in one of several processes.
         """
+        inputs = ModelInputs.of(inputs)
         request = replace(self.request.at(*self.layers), targets=tuple(map(as_target, targets)), layouts=self._layouts)
-        with self._model_errors_diagnosed(len(images)):
-            request = with_references(model, images, request, self.replica_options)
-        output = self._survey_output(model, images, request)
+        with self._model_errors_diagnosed(len(inputs)):
+            request = with_references(model, inputs, request, self.replica_options)
+        output = self._survey_output(model, inputs, request)
         request = replace(request, samples_depend=output.samples_depend)
-        results = self._explain(model, images, request)
+        results = self._explain(model, inputs, request)
         self._layouts = results.layouts  # found once
         shown = _to_host([results], results, None if self._gathers else render)
-        causes = self._find_causes(model, images, request, judge(results, shown.verdicts[0]))
+        causes = self._find_causes(model, inputs, request, judge(results, shown.verdicts[0]))
         verdicts, crossings = shown.verdicts[0], causes.crossings
         if self._gathers:  # after all collective calls, because it may fail in one process alone
-            results = results.to(images.device)
-            crossings = {layer: across.to(images.device) for layer, across in crossings.items()}
+            results = results.to(inputs.images.device)
+            crossings = {layer: across.to(inputs.images.device) for layer, across in crossings.items()}
         if crossings or self._gathers:
             for across in crossings.values():
                 results = results.crossed(across)
@@ -177,25 +180,25 @@ class ProbePass:
             output=output,
         )
 
-    def _survey_output(self, model: nn.Module, images: Tensor, request: CAMRequest) -> OutputSurvey:
+    def _survey_output(self, model: nn.Module, inputs: ModelInputs, request: CAMRequest) -> OutputSurvey:
         """Look at what the model returns, in the first pass: every process, since forward may wait for the others."""
         if self._output is None:
 
             def look() -> OutputSurvey:
-                with self._model_errors_diagnosed(len(images)):
-                    return survey_output(model, images, request, options=self.replica_options)
+                with self._model_errors_diagnosed(len(inputs)):
+                    return survey_output(model, inputs, request, options=self.replica_options)
 
             seen = self.processes.gather(look)
             self._output = next((one for one in seen if one != OutputSurvey()), seen[0])
         return self._output
 
     def _explain(
-        self, model: nn.Module, images: Tensor, request: CAMRequest, bridged: frozenset[int] = frozenset()
+        self, model: nn.Module, inputs: ModelInputs, request: CAMRequest, bridged: frozenset[int] = frozenset()
     ) -> DeviceResults:
         """The results of all samples: each process explains its share, in slices that fit into its memory."""
         given = dict.fromkeys(request.layers, request.layout) if isinstance(request.layout, Layout) else None
-        share = self.processes.share(len(images))
-        own, own_request = images[share], request.part(share)
+        share = self.processes.share(len(inputs))
+        own, own_request = inputs[share], request.part(share)
         observer = bridging(bridged) if bridged else None
 
         def explained(part: slice) -> DeviceResults:
@@ -205,7 +208,7 @@ class ProbePass:
         def job() -> tuple[DeviceResults | None, int | None]:
             if len(own) == 0:
                 return None, None
-            with self._model_errors_diagnosed(len(images)):
+            with self._model_errors_diagnosed(len(inputs)):
                 results = DeviceResults.concat(self._slices.run(len(own), explained))
             if given is not None:  # it may hold a function that cannot be sent
                 results = replace(results, layouts={})
@@ -234,7 +237,7 @@ class ProbePass:
     # Causes
 
     def _find_causes(
-        self, model: nn.Module, images: Tensor, request: CAMRequest, judged: Sequence[CAMResult]
+        self, model: nn.Module, inputs: ModelInputs, request: CAMRequest, judged: Sequence[CAMResult]
     ) -> _Causes:
         """Why there is no gradient, and maps across the cuts: one more pass a layer, whatever the number of targets."""
         diagnoses: dict[str, Diagnosis] = {}
@@ -249,31 +252,31 @@ class ProbePass:
                 before, reason = known.get(layer, (None, None))
                 if reason is None or before != states:
                     nulls = judged[null].health[layer].null_probes
-                    job = partial(self._diagnose, model, images, layer, request.targets[null], nulls)
+                    job = partial(self._diagnose, model, inputs, layer, request.targets[null], nulls)
                     reason = self.processes.run_consistently(job)
                 self._known[layer], diagnoses[layer] = (states, reason), reason
                 if self.bridge and reason.bridges:
-                    crossings[layer] = self._explain(model, images, request.at(layer), reason.bridges)
+                    crossings[layer] = self._explain(model, inputs, request.at(layer), reason.bridges)
         except Exception as error:  # the maps are right without a cause
             return _Causes(diagnoses, crossings, error)
         return _Causes(diagnoses, crossings)
 
     def _diagnose(
-        self, model: nn.Module, images: Tensor, layer: str, target: Target, nulls: tuple[int, ...]
+        self, model: nn.Module, inputs: ModelInputs, layer: str, target: Target, nulls: tuple[int, ...]
     ) -> Diagnosis:
         """Why these probes have no gradient; where memory is short, found out at as many as fit."""
-        size = self._slices.size or len(images)
+        size = self._slices.size or len(inputs)
         ask = partial(
             diagnosis.diagnose,
             output=self.request.output,
             layout=self._layouts.get(layer),
             options=self.replica_options,
         )
-        if size >= len(images):
-            return ask(model, images, layer, target=target)
+        if size >= len(inputs):
+            return ask(model, inputs, layer, target=target)
         part = slice(nulls[0], nulls[0] + size)
-        seen = ask(model, images[part], layer, target=target.part(part))
-        looked_at = f"Memory is short, so this was found out at {name_share(range(len(images))[part], len(images))}."
+        seen = ask(model, inputs[part], layer, target=target.part(part))
+        looked_at = f"Memory is short, so this was found out at {name_share(range(len(inputs))[part], len(inputs))}."
         return replace(seen, probes=nulls, message=f"{seen.message} {looked_at}")
 
 

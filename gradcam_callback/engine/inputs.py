@@ -1,0 +1,188 @@
+"""What the model gets: the images that are explained, and whatever stands beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradcam_callback.engine.batch_rows import leaves, map_leaves, rows_of
+from gradcam_callback.errors import BadInputError
+
+IMAGE_NAMES = ("image", "images", "pixel_values", "inputs", "x")
+"""As libraries name what images are given as."""
+
+
+class _Slot:
+    """Stands for the images among what else the model gets: one tensor, or a list with a tensor for each image."""
+
+    def __init__(self, name: str, *, is_list: bool = False) -> None:
+        self.name, self.is_list = name, is_list
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def __copy__(self) -> _Slot:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Slot:
+        return self
+
+    def __reduce__(self) -> str:
+        return self.name  # a pickled one is the same object again
+
+
+IMAGES = _Slot("IMAGES")
+IMAGE_LIST = _Slot("IMAGE_LIST", is_list=True)
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no one answer to ==
+class ModelInputs:
+    """Images, and the arguments of forward that they are part of.
+
+    Of the other arguments, tensors and lists with as many entries as there are images hold one for each of them; see
+    `batch_rows`. Everything else is handed on as it is.
+
+    Attributes:
+        images: `(N, C, H, W)`, or `(N, H, W)` for a model that takes images without a channel axis.
+        args: By position, with `IMAGES` where the images are, or `IMAGE_LIST` if the model takes a list of them.
+        kwargs: By keyword, likewise.
+    """
+
+    images: Tensor
+    args: tuple[Any, ...] = (IMAGES,)
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, given: Any) -> ModelInputs:
+        """What a caller gives for inputs, as one.
+
+        Args:
+            given: A tensor of images; a list of tensors `(C, H, W)` of one shape, for a model that takes a list; a
+                tuple of arguments by position; or a mapping of arguments by keyword.
+
+        Raises:
+            TypeError: It is none of these.
+            ValueError: There are no images in it.
+        """
+        if isinstance(given, ModelInputs):
+            return given
+        if isinstance(given, Tensor):
+            return cls(_checked(given))
+        if isinstance(given, list) and given and all(isinstance(image, Tensor) for image in given):
+            return cls(_stacked(given), (IMAGE_LIST,))
+        if isinstance(given, Mapping):
+            name = _image_name(given)
+            return cls(_checked(given[name]), (), {**given, name: IMAGES})
+        if isinstance(given, tuple):
+            place = _image_place(given)
+            return cls(_checked(given[place]), (*given[:place], IMAGES, *given[place + 1 :]))
+        raise TypeError(
+            "The inputs are a tensor (N, C, H, W), a list of images, a tuple of arguments or a mapping of them; given: "
+            f"{type(given).__name__}."
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, samples: slice) -> ModelInputs:
+        count = len(self)
+        args, kwargs = rows_of(self.args, samples, count), rows_of(dict(self.kwargs), samples, count)
+        return ModelInputs(self.images[samples], args, kwargs)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """`(H, W)` of the images, in pixels."""
+        return self.images.shape[-2], self.images.shape[-1]
+
+    @property
+    def others(self) -> Iterator[Tensor]:
+        """The tensors beside the images."""
+        return (leaf for leaf in leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Tensor))
+
+    @property
+    def has_other_images(self) -> bool:
+        """Whether something beside the images looks like them, so that a layer may see either."""
+        return any(other.shape == self.images.shape and other.is_floating_point() for other in self.others)
+
+    def call(self, model: nn.Module) -> Any:
+        """Call the model with copies, because forward may change its input in place."""
+        images = self.images.clone()
+
+        def given(leaf: Any) -> Any:
+            if isinstance(leaf, _Slot):
+                return list(images) if leaf.is_list else images
+            return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+        return model(*map_leaves(self.args, given), **map_leaves(dict(self.kwargs), given))
+
+    def with_images(self, images: Tensor) -> ModelInputs:
+        """The same with other images of the same number."""
+        return replace(self, images=images)
+
+    def to(self, device: torch.device) -> ModelInputs:
+        """The same on another device, without a history."""
+
+        def moved(leaf: Any) -> Any:
+            return leaf.detach().to(device) if isinstance(leaf, Tensor) else leaf
+
+        return ModelInputs(moved(self.images), map_leaves(self.args, moved), map_leaves(dict(self.kwargs), moved))
+
+
+Inputs = Tensor | Sequence[Tensor] | Mapping[str, Any] | ModelInputs
+"""What may be given for inputs; see `ModelInputs.of`."""
+
+
+def _checked(images: Any) -> Tensor:
+    if not isinstance(images, Tensor):
+        raise TypeError(f"The images are a tensor (N, C, H, W); given: {type(images).__name__}.")
+    if images.ndim not in (3, 4) or len(images) == 0:
+        raise BadInputError(
+            "The inputs are a tensor (N, C, H, W), or (N, H, W) for a model that takes images without a channel axis, "
+            f"with at least one image; given: {tuple(images.shape)}."
+        )
+    return images
+
+
+def _stacked(images: Sequence[Tensor]) -> Tensor:
+    shapes = sorted({tuple(image.shape) for image in images})
+    if len(shapes) > 1 or len(shapes[0]) != 3:
+        raise BadInputError(
+            "A list of images holds tensors (C, H, W) of one shape, so that the maps can be compared; given: "
+            f"{', '.join(map(str, shapes))}. Resize them, or explain them one by one."
+        )
+    return torch.stack(list(images))
+
+
+def _image_name(given: Mapping[str, Any]) -> str:
+    """The keyword of the images: by its name, else the only one that may be."""
+    candidates = [name for name, value in given.items() if _may_be_images(value)]
+    named = [name for name in IMAGE_NAMES if name in candidates]
+    if named or len(candidates) == 1:
+        return (named or candidates)[0]
+    held = ", ".join(f"{name!r}: {_describe(value)}" for name, value in given.items()) or "nothing"
+    raise BadInputError(
+        f"Which of the inputs are the images is not known: {held}. Possible are tensors (N, C, H, W): a single one, or "
+        f"one with a usual name ({', '.join(IMAGE_NAMES)})."
+    )
+
+
+def _image_place(given: tuple[Any, ...]) -> int:
+    """The position of the images: the first tensor with four axes, else with three."""
+    for axes in (4, 3):
+        for place, value in enumerate(given):
+            if isinstance(value, Tensor) and value.ndim == axes:
+                return place
+    held = ", ".join(map(_describe, given)) or "nothing"
+    raise BadInputError(f"There are no images among the inputs, which are tensors (N, C, H, W); given: {held}.")
+
+
+def _may_be_images(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim in (3, 4)
+
+
+def _describe(value: Any) -> str:
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
