@@ -76,8 +76,11 @@ class GradCAMCallback(Callback):
         layout: How the layers' outputs lie in space: `nchw`, `nhwc`, `tokens`, a grid of tokens with the number or the
             positions of the extra ones (`{grid: [14, 14], extras: 1}`), or the dotted name of a function from a tensor
             to `(N, K, h, w)`; by default it is found.
-        forward: What is called of the LightningModule: a method that takes images and returns the output. One that
-            takes them by keyword only is given them so (`forward(*, pixel_values)`, `forward(**batch)`).
+        forward: What is called of the LightningModule: a method that returns the output.
+        inputs: Which entries of a batch it gets: a key, the name of an attribute or a position, with dots to reach
+            further in (`view.image`); several in a list by position, or in a mapping `{argument: entry}` by keyword;
+            `.` is the whole batch. By default it is found where the signature of the method and the batch agree
+            (`forward(pixel_values, metadata)`, `forward(**batch)`, `predict_step(batch, batch_idx)`).
         task: What the model's numbers are: `classification`, scores of classes of which one is right; `multilabel`,
             scores of labels each for itself; or `regression`, values. By default the labels tell: several an image, or
             numbers that are no classes.
@@ -120,6 +123,7 @@ class GradCAMCallback(Callback):
         output: int | str | Callable[[Any], Any] | None = None,
         layout: str | dict[str, Any] | Callable[[Any], Any] | None = None,
         forward: str = "forward",
+        inputs: int | str | Sequence[int | str] | dict[str, int | str] | None = None,
         task: Task | None = None,
         every_n_epochs: int = 1,
         on_null: OnNull = "warn",

@@ -112,7 +112,7 @@ _WORDING: dict[Cause, tuple[str, str]] = {
     ),
     Cause.FORWARD_FAILED: (
         "the model raised",
-        "Make `model(images)` run on a batch of images: the callback calls the module's own forward.",
+        "Make `model(images)` run on a batch of images, or say with `inputs` what else of a batch forward gets.",
     ),
 }
 

@@ -1,22 +1,14 @@
-"""What is called of a LightningModule: its forward or another method, with the images by position or by keyword."""
+"""What is called of a LightningModule: its forward, or another method."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any
 
 from torch import nn
 
 from gradcam_callback.errors import BadInputError
 
 FORWARD = "forward"
-# As libraries name the argument that images are given as.
-_IMAGE_ARGUMENTS = ("pixel_values", "images", "image", "inputs", "x")
-_BY_POSITION = (
-    *(inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD),
-    inspect.Parameter.VAR_POSITIONAL,
-)
 
 
 def check_method(model: nn.Module, name: str) -> None:
@@ -54,37 +46,12 @@ def _own_classes(model: nn.Module) -> list[type]:
     return [kind for kind in type(model).__mro__ if not f"{kind.__module__}.".startswith(libraries)]
 
 
-def adapt(model: nn.Module, name: str, image_key: Any = None) -> None:
-    """Have a replica's forward call another method, or give it its images by keyword, where need be.
+def adapt(model: nn.Module, name: str) -> None:
+    """Have a replica's forward call another method, where need be.
 
     Args:
         model: The replica.
         name: Of the method.
-        image_key: Under which key a batch has its images, if that is known.
     """
-    method = getattr(model, name)
-    keyword = _keyword_of_images(method, image_key)
-    if keyword is not None:
-        vars(model)[FORWARD] = lambda images: method(**{keyword: images})
-    elif name != FORWARD:
-        vars(model)[FORWARD] = method
-
-
-def _keyword_of_images(method: Callable[..., Any], image_key: Any) -> str | None:
-    """The name of the argument that takes the images; None where they are given by position."""
-    try:
-        parameters = list(inspect.signature(method).parameters.values())
-    except (TypeError, ValueError):
-        return None
-    if any(parameter.kind in _BY_POSITION for parameter in parameters):
-        return None
-    named = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
-    needed = [
-        parameter.name for parameter in parameters if parameter.name in named and parameter.default is parameter.empty
-    ]
-    key = str(image_key).rpartition(".")[2] if isinstance(image_key, str) else ""
-    return _first_of((key, *_IMAGE_ARGUMENTS), named) or _first_of(needed, named) or key or _IMAGE_ARGUMENTS[0]
-
-
-def _first_of(names: Sequence[str], possible: Sequence[str]) -> str | None:
-    return next((name for name in names if name in possible), None)
+    if name != FORWARD:
+        vars(model)[FORWARD] = getattr(model, name)

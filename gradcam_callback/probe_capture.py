@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,16 +22,16 @@ class ProbeCapture:
 
     Args:
         source: Where the probes come from.
-        keeps_batch: Whether all that the batches hold of the probes is kept.
+        needs_batch: Of a model, whether all that the batches hold of the probes has to be kept.
 
     Attributes:
         processes: Those of the run.
     """
 
-    def __init__(self, source: ProbeSource, *, keeps_batch: bool = False) -> None:
+    def __init__(self, source: ProbeSource, needs_batch: Callable[[LightningModule], bool]) -> None:
         self.processes = ProcessGroup()
         self._source = source
-        self._keeps_batch = keeps_batch
+        self._needs_batch = needs_batch
         self._collector: ProbeCollector | None = None
         self._preview: ProbeSet | None = None
 
@@ -104,7 +104,7 @@ class ProbeCapture:
             rank=trainer.global_rank if several else 0,
             world_size=trainer.world_size if several else 1,
             apply_batch_hooks=trainer_context.batch_hooks(trainer, pl_module),
-            keeps_batch=self._keeps_batch,
+            keeps_batch=self._needs_batch(pl_module),
         )
 
     def _ready(self, trainer: Trainer, probes: ProbeSet) -> ProbeSet:

@@ -12,13 +12,14 @@ from lightning.pytorch import LightningModule, Trainer
 
 from gradcam_callback import entry_point, trainer_context
 from gradcam_callback.diagnosis.diagnoser import diagnose
+from gradcam_callback.engine.inputs import ModelInputs
 from gradcam_callback.engine.layer_listing import ListedLayer, list_layers
 from gradcam_callback.engine.replica import ReplicaOptions
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.engine.targets import Target, Task, bind
 from gradcam_callback.execution.probe_pass import ProbePass, ProbePassResult
 from gradcam_callback.execution.processes import ProcessGroup
-from gradcam_callback.probes import ProbeSet
+from gradcam_callback.probes import ProbeSet, forward_inputs
 from gradcam_callback.reporting.panel import Panel
 from gradcam_callback.reporting.panels import PanelRenderer
 from gradcam_callback.results import CAMResult, Diagnosis
@@ -54,6 +55,11 @@ class Prober:
         self._pass.processes = processes
         self._pass.resolve(pl_module)
 
+    def needs_batch(self, pl_module: LightningModule) -> bool:
+        """Whether all that the batches hold of the probes has to be kept: for the model, or for a target."""
+        method = getattr(pl_module, self._settings.forward)
+        return self._settings.asks_for_batch or forward_inputs.needs_batch(method, self._settings.inputs)
+
     def explain(
         self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet, renderer: PanelRenderer
     ) -> ProbePassResult:
@@ -64,9 +70,9 @@ class Prober:
             ForwardFailedError: The model raised.
         """
         with self._running(trainer):
-            targets = self.targets(probes)
-            self._pass.select_auto(pl_module, probes.images, targets[0])
-            return self._pass.run(pl_module, probes.images, targets, lambda found: renderer.render(found.by_target))
+            targets, inputs = self.targets(probes), self._inputs(pl_module, probes)
+            self._pass.select_auto(pl_module, inputs, targets[0])
+            return self._pass.run(pl_module, inputs, targets, lambda found: renderer.render(found.by_target))
 
     def panels(self, trainer: Trainer, result: ProbePassResult, renderer: PanelRenderer) -> dict[str, list[Panel]]:
         """The pages of each layer's panel.
@@ -82,11 +88,9 @@ class Prober:
     def diagnose(self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet) -> list[tuple[str, Diagnosis]]:
         """Diagnose each layer for each target; see `GradCAMCallback.diagnose`."""
         with self._running(trainer):
-            targets = self.targets(probes)
-            self._pass.select_auto(pl_module, probes.images, targets[0])
-            ask = partial(
-                diagnose, pl_module, probes.images, output=self._settings.output, options=self._pass.replica_options
-            )
+            targets, inputs = self.targets(probes), self._inputs(pl_module, probes)
+            self._pass.select_auto(pl_module, inputs, targets[0])
+            ask = partial(diagnose, pl_module, inputs, output=self._settings.output, options=self._pass.replica_options)
             return [
                 (target.title, ask(layer, target=target, layout=self._pass.layouts.get(layer, self._settings.layout)))
                 for layer in self.layers
@@ -98,7 +102,7 @@ class Prober:
         with self._running(trainer):
             options = self._pass.replica_options
             request = replace(self._pass.request, targets=self.targets(probes))
-            return list_layers(pl_module, probes.images, request, options=options)
+            return list_layers(pl_module, self._inputs(pl_module, probes), request, options=options)
 
     def titles(self, probes: ProbeSet | None) -> list[str]:
         """What the columns are called: one a target, or several."""
@@ -118,6 +122,15 @@ class Prober:
             known = replace(known, task=settings.task, outputs=None)
         return tuple(bound for target in settings.targets for bound in bind(target, known))
 
+    def _inputs(self, pl_module: LightningModule, probes: ProbeSet) -> ModelInputs:
+        """What the model gets for the probes.
+
+        Raises:
+            BadInputError: It cannot be told.
+        """
+        method = getattr(pl_module, self._settings.forward)
+        return forward_inputs.inputs_of(method, self._settings.inputs, probes)
+
     def task_notice(self, probes: ProbeSet, result: CAMResult) -> str:
         """What to say where the labels have told the task; empty where they have not."""
         if self._settings.task is not None or probes.values is None or result.task not in get_args(Task):
@@ -133,8 +146,7 @@ class Prober:
     @contextmanager
     def _running(self, trainer: Trainer) -> Iterator[None]:
         """As in a validation of the trainer; outside of it nothing of ours holds trainer or model."""
-        image_key = getattr(self._settings.source, "image_key", None)
-        self._pass.replica_options = trainer_context.replica_options(trainer, self._settings.forward, image_key)
+        self._pass.replica_options = trainer_context.replica_options(trainer, self._settings.forward)
         try:
             with trainer.precision_plugin.forward_context():
                 yield

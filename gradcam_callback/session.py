@@ -51,7 +51,7 @@ class Session:
         self._memory = memory
         self._earlier = earlier
         self._prober = Prober(settings)
-        self._capture = ProbeCapture(settings.source, keeps_batch=settings.asks_for_batch)
+        self._capture = ProbeCapture(settings.source, self._prober.needs_batch)
         self._probes: ProbeSet | None = None
         self._is_open = False
         self._held = 0.0  # seconds of this validation

@@ -11,7 +11,8 @@ from gradcam_callback.engine import layers, layouts, methods
 from gradcam_callback.engine.layouts import LayoutInput
 from gradcam_callback.engine.targets import Target, Task, as_target
 from gradcam_callback.options import OnNull, Scale
-from gradcam_callback.probes import ProbeSet, ProbeSource, as_source
+from gradcam_callback.probes import ProbeSet, ProbeSource, as_source, forward_inputs
+from gradcam_callback.probes.forward_inputs import InputsOption
 from gradcam_callback.reporting.alerts import Alert
 from gradcam_callback.reporting.panels import PanelStyle
 from gradcam_callback.reporting.rendering.colormap import colormap_table
@@ -30,6 +31,7 @@ class Settings:
     output: int | str | Callable[[Any], Any] | None
     layout: LayoutInput
     forward: str
+    inputs: InputsOption
     task: Task | None
     every_n_epochs: int
     on_null: OnNull
@@ -56,6 +58,7 @@ class Settings:
         options.check_options(given["every_n_epochs"], given["opacity"], given["class_names"], given["output"])
         layouts.as_layout(given["layout"])
         options.check_method_name(given["forward"])
+        forward_inputs.check_inputs(given["inputs"])
         options.check_choice("on_null", given["on_null"], get_args(OnNull))
         if given["task"] is not None:
             options.check_choice("task", given["task"], get_args(Task))
@@ -89,13 +92,14 @@ class Settings:
             "output": _text(self.output),
             "layout": _text(self.layout),
             "forward": self.forward,
+            "inputs": repr(self.inputs),
             "task": str(self.task),
             "probes": self.source.describe(),
         }
 
     def as_texts(self) -> dict[str, str]:
         """All options as texts that stay the same from run to run."""
-        explained = ("source", "output", "layout", "forward", "task", "targets", "target_texts")
+        explained = ("source", "output", "layout", "forward", "inputs", "task", "targets", "target_texts")
         own = {name: repr(value) for name, value in vars(self).items() if name not in explained}
         return {**own, **self.request_texts()}
 

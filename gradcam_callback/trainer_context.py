@@ -112,13 +112,12 @@ class TrainerView:
         return copy.copy(value) if type(value) in (dict, list, set) else value
 
 
-def replica_options(trainer: Trainer, method: str = entry_point.FORWARD, image_key: Any = None) -> ReplicaOptions:
+def replica_options(trainer: Trainer, method: str = entry_point.FORWARD) -> ReplicaOptions:
     """How a LightningModule is copied: it sees a view of the Trainer, and what it logs reaches nobody.
 
     Args:
         trainer: The Trainer.
         method: What is called of the module, as for `entry_point.adapt`.
-        image_key: Likewise.
     """
     substitutes: list[tuple[Any, Any]] = [(trainer, TrainerView(trainer))]
     for logger in trainer.loggers:
@@ -127,12 +126,12 @@ def replica_options(trainer: Trainer, method: str = entry_point.FORWARD, image_k
         if experiment is not None:
             substitutes.append((experiment, DummyLogger().experiment))
     shared = (Trainer, LightningDataModule, Logger)
-    prepare = partial(_prepare, method, image_key)
+    prepare = partial(_prepare, method)
     return ReplicaOptions(substitutes=tuple(substitutes), shared_types=shared, prepare=prepare)
 
 
-def _prepare(method: str, image_key: Any, model: nn.Module) -> None:
-    entry_point.adapt(model, method, image_key)
+def _prepare(method: str, model: nn.Module) -> None:
+    entry_point.adapt(model, method)
     for module in model.modules():
         if isinstance(module, LightningModule):
             vars(module).update(log=_log_nothing, log_dict=_log_nothing)

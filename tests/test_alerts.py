@@ -515,8 +515,8 @@ def test_a_model_that_raises_raises_on_request(run: MakeRun) -> None:
 
 def test_a_forward_that_cannot_take_images_is_told_what_to_do(run: MakeRun) -> None:
     class TakesABatch(Classifier):
-        def forward(self, batch: Any) -> Tensor:
-            images, _ = batch
+        def forward(self, pair: Any) -> Tensor:
+            images, _ = pair
             return super().forward(images)
 
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -529,6 +529,7 @@ def test_a_forward_that_cannot_take_images_is_told_what_to_do(run: MakeRun) -> N
 
     assert fit.alerts == [("raised", "forward", "forward_failed", 0)]
     assert "model(images)" in null_warnings(fit)[0]
+    assert "`inputs`" in null_warnings(fit)[0]
 
 
 @pytest.mark.parametrize("name", ["displayable", "overlays"])

@@ -90,7 +90,7 @@ def test_the_batch_is_kept_where_a_target_asks_for_it() -> None:
     probes = collected(*batches, keeps_batch=True, indices=[4, 1])
     assert probes.batch["weight"].tolist() == [4, 1]
     assert probes.batch["names"] == ["b", "b"]
-    assert torch.equal(probes.batch["image"], probes.images)
+    assert torch.equal(probes.annotations.batch["image"], probes.images)
     assert collected(*batches, n=2).batch is None
 
 

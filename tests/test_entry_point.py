@@ -6,57 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from conftest import Run
 from lightning.pytorch import LightningModule
 from models import STEPS, Classifier
 from torch import Tensor, nn
 
 from gradcam_callback import GradCAMCallback
-from gradcam_callback.entry_point import adapt, check_method
+from gradcam_callback.entry_point import check_method
 
 LAYER = "model.stage"
-
-
-class Keywords(nn.Module):
-    """Tells how its methods were called."""
-
-    def forward(self, images: Tensor) -> str:
-        return "by position"
-
-    def image(self, *, image: Tensor, mask: Any = None) -> str:
-        return "image"
-
-    def pixels(self, *, labels: Any = None, pixel_values: Any = None) -> str:
-        return "pixels"
-
-    def needed(self, *, view: Tensor, size: int = 3) -> str:
-        return "needed"
-
-    def batch(self, **batch: Tensor) -> str:
-        return next(iter(batch))
-
-    def several(self, *images: Tensor) -> str:
-        return "several"
-
-
-@pytest.mark.parametrize(
-    ("method", "image_key", "called"),
-    [
-        ("forward", None, "by position"),
-        ("image", None, "image"),
-        ("pixels", None, "pixels"),
-        ("needed", None, "needed"),
-        ("batch", None, "pixel_values"),
-        ("batch", "view.picture", "picture"),
-        ("batch", 0, "pixel_values"),
-        ("several", None, "several"),
-    ],
-)
-def test_images_are_given_as_the_method_takes_them(method: str, image_key: Any, called: str) -> None:
-    model = Keywords()
-    adapt(model, method, image_key)
-    assert model(torch.rand(1, 3, 4, 4)) == called
 
 
 class Named(Classifier):

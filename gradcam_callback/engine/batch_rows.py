@@ -6,6 +6,7 @@ tuples and mappings are structure. Everything else belongs to the batch as a who
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -48,6 +49,8 @@ def join_rows(parts: Sequence[Any]) -> Any:
         first = values[0]
         if isinstance(first, Mapping):
             return {key: joined([value[key] for value in values]) for key in first}
+        if is_record(first):
+            return _with_attributes(first, structured([vars(value) for value in values]))
         if isinstance(first, (tuple, list)):
             columns = [joined(column) for column in zip(*values, strict=True)]
             return type(first)(*columns) if hasattr(first, "_fields") else type(first)(columns)
@@ -61,28 +64,62 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return map_leaves(value, lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf)
 
 
+def replace_entry(value: Any, entry: Any, other: Any) -> Any:
+    """The same structure with one object in it exchanged."""
+    return other if value is entry else _mapped(value, lambda inner: replace_entry(inner, entry, other))
+
+
 def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
     """The same structure with everything changed that is no list, tuple or mapping."""
-    if isinstance(value, (Mapping, tuple, list)):
+    if isinstance(value, (Mapping, tuple, list)) or is_record(value):
         return _mapped(value, lambda entry: map_leaves(entry, change))
     return change(value)
 
 
 def leaves(value: Any) -> Iterator[Any]:
     """Everything in nested containers that is no list, tuple or mapping, in order."""
-    if isinstance(value, (Mapping, tuple, list)):
-        for entry in value.values() if isinstance(value, Mapping) else value:
-            yield from leaves(entry)
-    else:
+    entries = _entries(value)
+    if entries is None:
         yield value
+    else:
+        for entry in entries:
+            yield from leaves(entry)
 
 
 def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A container of the same kind with changed entries; an object with tensors for attributes is one, too."""
     if isinstance(value, Mapping):
         return {key: change(entry) for key, entry in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*map(change, value))
-    return type(value)(map(change, value)) if isinstance(value, (tuple, list)) else value
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(change, value))
+    if is_record(value):
+        return _with_attributes(value, {name: change(entry) for name, entry in vars(value).items()})
+    return value
+
+
+def _with_attributes(value: Any, attributes: Mapping[str, Any]) -> Any:
+    changed = copy.copy(value)
+    for name, entry in attributes.items():
+        object.__setattr__(changed, name, entry)  # also of a frozen dataclass
+    return changed
+
+
+def _entries(value: Any) -> Sequence[Any] | None:
+    """What is in a container; None of anything else."""
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, (tuple, list)):
+        return value
+    return list(vars(value).values()) if is_record(value) else None
+
+
+def is_record(value: Any) -> bool:
+    """Whether something is an object whose attributes are the entries of a batch."""
+    held = getattr(value, "__dict__", None)
+    is_plain = isinstance(held, dict) and not isinstance(value, (Tensor, type, torch.nn.Module))
+    return is_plain and any(isinstance(entry, Tensor) for entry in vars(value).values())
 
 
 def _concatenated(tensors: Sequence[Tensor]) -> Any:
@@ -97,8 +134,7 @@ def _count(batch: Any) -> int:
     """How many samples a batch has."""
     if isinstance(batch, Tensor):
         return len(batch) if batch.ndim else 0
-    entries = list(batch.values()) if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else ()
-    for entry in entries:
+    for entry in _entries(batch) or ():
         if isinstance(entry, list) and entry and isinstance(entry[0], (Tensor, Mapping)):
             return len(entry)
         if found := _count(entry):

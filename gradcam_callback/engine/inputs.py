@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradcam_callback.engine.batch_rows import leaves, map_leaves, rows_of
+from gradcam_callback.engine.batch_rows import leaves, map_leaves, map_tensors, rows_of
 from gradcam_callback.errors import BadInputError
 
 IMAGE_NAMES = ("image", "images", "pixel_values", "inputs", "x")
@@ -111,13 +111,8 @@ class ModelInputs:
     def call(self, model: nn.Module) -> Any:
         """Call the model with copies, because forward may change its input in place."""
         images = self.images.clone()
-
-        def given(leaf: Any) -> Any:
-            if isinstance(leaf, _Slot):
-                return list(images) if leaf.is_list else images
-            return leaf.clone() if isinstance(leaf, Tensor) else leaf
-
-        return model(*map_leaves(self.args, given), **map_leaves(dict(self.kwargs), given))
+        args, kwargs = map_tensors((self.args, dict(self.kwargs)), Tensor.clone)
+        return model(*filled(args, images), **filled(kwargs, images))
 
     def with_images(self, images: Tensor) -> ModelInputs:
         """The same with other images of the same number."""
@@ -130,6 +125,17 @@ class ModelInputs:
             return leaf.detach().to(device) if isinstance(leaf, Tensor) else leaf
 
         return ModelInputs(moved(self.images), map_leaves(self.args, moved), map_leaves(dict(self.kwargs), moved))
+
+
+def filled(value: Any, images: Tensor) -> Any:
+    """The same structure with the images in their place."""
+
+    def given(leaf: Any) -> Any:
+        if not isinstance(leaf, _Slot):
+            return leaf
+        return list(images) if leaf.is_list else images
+
+    return map_leaves(value, given)
 
 
 Inputs = Tensor | Sequence[Tensor] | Mapping[str, Any] | ModelInputs

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from gradcam_callback.engine.inputs import IMAGE_NAMES
 from gradcam_callback.errors import BadInputError
 
 Key = int | str
@@ -28,15 +29,21 @@ Key = int | str
 
 IMAGE_KEY = "image"
 LABEL_KEY = "label"
-_IMAGE_NAMES = (IMAGE_KEY, "images", "pixel_values", "inputs", "x")
-_LABEL_NAMES = (LABEL_KEY, "labels", "target", "targets", "y", "mask", "masks")
+LABEL_NAMES = (LABEL_KEY, "labels", "target", "targets", "y", "mask", "masks")
 
 
-def find_images(batch: Any, key: Key = IMAGE_KEY) -> Tensor:
-    """The images of a batch, `(N, C, H, W)` or `(N, H, W)`, as the batch has them; ValueError: there are none."""
-    names = (*_IMAGE_NAMES, 0) if key == IMAGE_KEY else (key,)
+def find_images(batch: Any, key: Key = IMAGE_KEY) -> Tensor | Sequence[Tensor]:
+    """The images of a batch, as it has them: `(N, C, H, W)`, `(N, H, W)`, or a list of `(C, H, W)`.
+
+    Raises:
+        ValueError: There are none.
+    """
+    names = (*IMAGE_NAMES, 0) if key == IMAGE_KEY else (key,)
     images = batch if isinstance(batch, Tensor) else find_entry(batch, "image_key", names)
     if isinstance(images, Tensor) and images.ndim in (3, 4):
+        return images
+    is_list = isinstance(images, (list, tuple)) and len(images) > 0
+    if is_list and all(isinstance(image, Tensor) and image.ndim == 3 for image in images):
         return images
     raise BadInputError(
         f"The probes have to be images, a tensor (N, C, H, W) or (N, H, W); the batch has {kind_of(images)}. "
@@ -49,24 +56,24 @@ def find_entry(batch: Any, option: str, keys: Sequence[Key]) -> Any:
     found = _entries(batch, keys)
     if not found:
         raise BadInputError(
-            f"{option}={keys[0]!r} is not in the batch: {_contents(batch)}. Say with {option} where it is to be found; "
+            f"{option}={keys[0]!r} is not in the batch: {describe_contents(batch)}. Say with {option} where it is; "
             "a key such as `inputs.image` reaches further in."
         )
     return next(iter(found.values()))
 
 
-def choose_label_key(batch: Any, image_key: Key, images: Tensor, positions: Sequence[int]) -> tuple[Key | None, str]:
+def choose_label_key(batch: Any, image_key: Key, images: Any, positions: Sequence[int]) -> tuple[Key | None, str]:
     """Which entry has the labels (None: there are none), and a notice where that is not beyond doubt, else "".
 
     See Note [Which entry has the labels]. There is at least one position, that of a sample.
     """
     beside = str(image_key).rpartition(".")[0]
-    candidates = _entries(batch, (*_LABEL_NAMES, *(f"{beside}.{name}" for name in _LABEL_NAMES if beside)))
+    candidates = _entries(batch, (*LABEL_NAMES, *(f"{beside}.{name}" for name in LABEL_NAMES if beside)))
     if not candidates and isinstance(batch, (tuple, list)):
         candidates = {place: entry for place, entry in enumerate(batch) if entry is not images}
     if not candidates:
-        where = f"There is no {LABEL_KEY!r} in the batch: {_contents(batch)}. The probes have no labels; if there are "
-        return None, "" if isinstance(batch, Tensor) else where + "some, say where with label_key."
+        where = f"There is no {LABEL_KEY!r} in the batch: {describe_contents(batch)}. The probes have no labels; if "
+        return None, "" if isinstance(batch, Tensor) else where + "there are some, say where with label_key."
     first = next(iter(candidates))
     possible = {k: c for k, entry in candidates.items() if (c := as_column(entry, len(positions))) is not None}
     if len(possible) > 1:  # only then is the device waited for
@@ -147,7 +154,7 @@ def _entry(batch: Any, key: Key) -> Any:
     return _entry(_entry(batch, head), rest)
 
 
-def _contents(batch: Any) -> str:
+def describe_contents(batch: Any) -> str:
     """What a batch holds, for a message."""
     if isinstance(batch, Mapping):
         return f"the batch has the keys {', '.join(map(repr, batch))}"

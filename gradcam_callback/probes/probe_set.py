@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradcam_callback.engine.inputs import filled
 from gradcam_callback.engine.targets import Annotations, Task
 from gradcam_callback.errors import BadInputError
 from gradcam_callback.probes.dataset_info import all_transforms, find_class_names, find_statistics
@@ -68,7 +69,7 @@ class ProbeSet:
             masks=self.masks,
             boxes=self.boxes,
             class_names=self.class_names,
-            batch=[self.images, self.labels] if self.batch is None else self.batch,
+            batch=[self.images, self.labels] if self.batch is None else filled(self.batch, self.images),
         )
 
     @property

@@ -83,7 +83,8 @@ def pass_batch_hooks(
         return images, (notice + "where the hooks normalise, set `through_hooks: true`.",)
     given = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels.clone()
     try:
-        passed = find_images(hooks([images, given]))
+        found = find_images(hooks([images, given]))
+        passed = found if isinstance(found, Tensor) else torch.stack(list(found))
     except Exception as error:  # they are the user's
         raise BadInputError(
             "through_hooks: the batch-transfer hooks do not give images for a batch [images, labels] "

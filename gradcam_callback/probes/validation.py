@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from gradcam_callback.engine.batch_rows import join_rows, map_tensors, rows_of
+from gradcam_callback.engine.batch_rows import join_rows, map_tensors, replace_entry, rows_of
+from gradcam_callback.engine.inputs import IMAGE_LIST, IMAGES
 from gradcam_callback.errors import BadInputError
 from gradcam_callback.probes.annotations import as_rows, join_labels, not_classes
 from gradcam_callback.probes.batches import (
@@ -160,10 +161,12 @@ class _BatchCollector(ProbeCollector):
 
     def _take(self, batch: Any) -> None:
         images = find_images(batch, self._source.image_key)
+        slot = IMAGES if isinstance(images, Tensor) else IMAGE_LIST
         positions = [self._position(self._passed + place) for place in range(len(images))]
         self._passed += len(images)
         # Labels are looked for only where they are needed: this is called for every batch of the validation.
         find_labels = cache(lambda: self._find_labels(batch, images, positions))
+        marked = cache(lambda: replace_entry(batch, images, slot))
         classes = [0] * len(images)
         if self._selection.per_class is not None and positions:
             classes = self._class_of_each(find_labels()[0])
@@ -173,11 +176,11 @@ class _BatchCollector(ProbeCollector):
                 continue
             labels, notice = find_labels()
             label = None if labels is None else map_tensors(labels[place], copy_tensor)
-            row = rows_of(batch, slice(place, place + 1), len(images)) if self._context.keeps_batch else None
+            row = rows_of(marked(), slice(place, place + 1), len(images)) if self._context.keeps_batch else None
             row = map_tensors(row, copy_tensor)
             self._selection.keep(ProbeSample(position, copy_tensor(images[place]), label, notice, row), classes[place])
 
-    def _find_labels(self, batch: Any, images: Tensor, positions: Sequence[int]) -> tuple[Sequence[Any] | None, str]:
+    def _find_labels(self, batch: Any, images: Any, positions: Sequence[int]) -> tuple[Sequence[Any] | None, str]:
         """The labels of a batch one by one, None if there are none, and what to tell the user about them."""
         if self._label_notice is None:
             key, notice = choose_label_key(batch, self._source.image_key, images, positions)

@@ -1,0 +1,231 @@
+"""What forward gets of a batch: which entries, by position or by keyword.
+
+Note [What forward gets]
+
+The option `inputs` says it, or the signature of the method and the batch do where they agree:
+
+- A method that needs one argument gets the images; one that is called `batch` gets the batch.
+- What it needs beside the images are the entries of the batch with these names; in a batch without names, the entries
+  in their order, without the last where that is one too many: it is the label.
+- What it need not have it gets if the batch has an entry of that very name that is no label.
+- `forward(**batch)` gets all entries. `batch_idx` and `dataloader_idx` are 0.
+
+What is left open is refused, before the first training step.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from gradcam_callback.engine.batch_rows import leaves
+from gradcam_callback.engine.inputs import IMAGE_LIST, IMAGE_NAMES, IMAGES, ModelInputs
+from gradcam_callback.errors import BadInputError
+from gradcam_callback.probes.batches import LABEL_NAMES, describe_contents, find_entry
+from gradcam_callback.probes.probe_set import ProbeSet
+
+Path = int | str
+"""Where an entry of the batch is: a key, an attribute or a position, with dots between; "." is all of it."""
+
+InputsOption = Path | Sequence[Path] | Mapping[str, Path] | None
+
+WHOLE_BATCH = "."
+_COUNTERS = ("batch_idx", "dataloader_idx")
+_SLOTS = (IMAGES, IMAGE_LIST)
+
+
+@dataclass(frozen=True)
+class _Signature:
+    """The arguments of a method, without those that count batches.
+
+    Attributes:
+        by_position: Names of those that can be given by position.
+        needed: Names of those without a default.
+        named: Names of all.
+        counters: Names of those that count batches.
+        takes_any_keyword: Whether there is a `**batch`.
+        takes_any_position: Whether there is a `*args`.
+    """
+
+    by_position: tuple[str, ...] = ()
+    needed: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
+    counters: tuple[str, ...] = ()
+    takes_any_keyword: bool = False
+    takes_any_position: bool = True
+
+    @classmethod
+    def of(cls, method: Callable[..., Any]) -> _Signature:
+        """Of a method; as if it took any argument by position where that cannot be told."""
+        try:
+            parameters = list(inspect.signature(method).parameters.values())
+        except (TypeError, ValueError):
+            return cls()
+        kinds = inspect.Parameter
+        plain = [one for one in parameters if one.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)]
+        counters = tuple(one.name for one in plain if one.name in _COUNTERS)
+        plain = [one for one in plain if one.name not in _COUNTERS]
+        return cls(
+            by_position=tuple(one.name for one in plain if one.kind is not kinds.KEYWORD_ONLY),
+            needed=tuple(one.name for one in plain if one.default is one.empty),
+            named=tuple(one.name for one in plain),
+            counters=counters,
+            takes_any_keyword=any(one.kind is kinds.VAR_KEYWORD for one in parameters),
+            takes_any_position=any(one.kind is kinds.VAR_POSITIONAL for one in parameters),
+        )
+
+    @property
+    def takes_batch(self) -> bool:
+        """Whether the only thing it needs is the whole batch."""
+        return self.needed == ("batch",)
+
+    @property
+    def takes_all_by_keyword(self) -> bool:
+        """Whether it is `forward(**batch)`."""
+        return self.takes_any_keyword and not self.named and not self.takes_any_position
+
+    @property
+    def image_name(self) -> str | None:
+        """The argument that the images are: by its name, else the first that is needed, else the first."""
+        usual = (name for name in IMAGE_NAMES if name in (self.needed or self.named))
+        return next(usual, None) or next(iter((*self.needed, *self.named)), None)
+
+
+def check_inputs(option: Any) -> None:
+    """Check the option `inputs`.
+
+    Raises:
+        ValueError: It is no place in a batch, no list of them and no mapping of arguments to them.
+    """
+    places = list(option.values()) if isinstance(option, Mapping) else option
+    places = places if isinstance(places, (list, tuple)) else [places]
+    names = list(option) if isinstance(option, Mapping) else []
+    is_place = all(isinstance(place, (int, str)) and not isinstance(place, bool) for place in places)
+    if option is None or (places and is_place and all(isinstance(name, str) for name in names)):
+        return
+    raise BadInputError(
+        "`inputs` says which entries of a batch forward gets: a key or a position, with dots to reach further in "
+        f"(`view.image`), a list of them, a mapping `{{argument: entry}}`, or '.' for all of it; given: {option!r}."
+    )
+
+
+def needs_batch(method: Callable[..., Any], option: InputsOption) -> bool:
+    """Whether more than the images of a batch may be needed to call a method."""
+    if option is not None:
+        return True
+    takes = _Signature.of(method)
+    return len(takes.named) > 1 or takes.takes_batch or takes.takes_all_by_keyword or bool(takes.counters)
+
+
+def inputs_of(method: Callable[..., Any], option: InputsOption, probes: ProbeSet) -> ModelInputs:
+    """What a method gets for the probes. See Note [What forward gets].
+
+    Args:
+        method: Of the model, whose signature counts.
+        option: As the user gave it; None finds it.
+        probes: With their batch, if `needs_batch` says so.
+
+    Raises:
+        BadInputError: It cannot be told, or the batch has no such entry.
+    """
+    takes = _Signature.of(method)
+    if probes.batch is None:
+        _refuse_without_batch(method, takes, option)
+        return ModelInputs(probes.images, *_images_alone(takes))
+    args, kwargs = _given(probes.batch, option) if option is not None else _found(method, takes, probes.batch)
+    kwargs |= dict.fromkeys(takes.counters, 0)
+    if not any(leaf in _SLOTS for leaf in leaves((args, kwargs)) if not isinstance(leaf, Tensor)):
+        raise BadInputError(
+            f"Among the inputs of `{_name(method)}` there are not the images that are shown: {option!r}. Name their "
+            "entry too, or say with image_key of ValidationProbes which images to show."
+        )
+    return ModelInputs(probes.images, args, kwargs)
+
+
+def _images_alone(takes: _Signature) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    by_position = takes.by_position or takes.takes_any_position
+    if by_position or not (takes.named or takes.takes_any_keyword):
+        return (IMAGES,), dict.fromkeys(takes.counters, 0)
+    return (), {takes.image_name or "pixel_values": IMAGES, **dict.fromkeys(takes.counters, 0)}
+
+
+def _given(batch: Any, option: InputsOption) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """As the option says."""
+
+    def entry(place: Path) -> Any:
+        return batch if place == WHOLE_BATCH else find_entry(batch, "inputs", [place])
+
+    if isinstance(option, Mapping):
+        return (), {name: entry(place) for name, place in option.items()}
+    places = [option] if isinstance(option, (int, str)) else option or ()
+    return tuple(map(entry, places)), {}
+
+
+def _found(method: Callable[..., Any], takes: _Signature, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """As signature and batch agree."""
+    if takes.takes_batch:
+        return (batch,), {}
+    if isinstance(batch, Mapping):
+        return _by_name(method, takes, batch)
+    if len(takes.needed) < 2:
+        return _images_alone(takes)
+    entries = list(batch) if isinstance(batch, (tuple, list)) else []
+    is_label = takes.needed[-1] in LABEL_NAMES
+    if len(entries) == len(takes.needed) + 1 and not is_label:
+        entries = entries[:-1]
+    elif len(entries) != len(takes.needed) or not (is_label or _is_image(entries[-1])):
+        raise _ambiguous(method, takes, batch)
+    if set(takes.needed) <= set(takes.by_position):
+        return tuple(entries), {}
+    return (), dict(zip(takes.needed, entries, strict=True))
+
+
+def _by_name(
+    method: Callable[..., Any], takes: _Signature, batch: Mapping[Any, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What the batch has under the names of the arguments."""
+    if takes.takes_all_by_keyword:
+        return (), dict(batch)
+    image = takes.image_name
+    held = {name: batch[name] for name in takes.named if name in batch and name != image and name not in LABEL_NAMES}
+    held |= {name: batch[name] for name in takes.needed if name in batch and name != image}
+    if not set(takes.needed) - {image} <= set(held):
+        raise _ambiguous(method, takes, batch)
+    own = next((value for value in batch.values() if _is_slot(value)), IMAGES)
+    if image is not None and image in takes.by_position[:1]:
+        return (own,), held
+    return (), held if image is None else {image: own, **held}
+
+
+def _is_slot(value: Any) -> bool:
+    return not isinstance(value, Tensor) and value in _SLOTS
+
+
+def _is_image(value: Any) -> bool:
+    return _is_slot(value) or (isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point())
+
+
+def _ambiguous(method: Callable[..., Any], takes: _Signature, batch: Any) -> BadInputError:
+    example = ", ".join(f"{name}: ..." for name in takes.needed)
+    return BadInputError(
+        f"`{_name(method)}` needs {', '.join(map(repr, takes.needed))}, and which entries of the batch these are is "
+        f"not known: {describe_contents(batch)}. Say it with `inputs` in the callback: `inputs: {{{example}}}`, with "
+        "the key or the position of an entry each."
+    )
+
+
+def _refuse_without_batch(method: Callable[..., Any], takes: _Signature, option: InputsOption) -> None:
+    if option is None and len(takes.needed) < 2 and not takes.takes_batch:
+        return
+    raise BadInputError(
+        f"`{_name(method)}` gets more than images, and these probes are images alone. Take them out of the validation, "
+        "with `probes: 8` or ValidationProbes."
+    )
+
+
+def _name(method: Callable[..., Any]) -> str:
+    return getattr(method, "__name__", "forward")

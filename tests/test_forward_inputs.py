@@ -1,0 +1,329 @@
+"""What forward gets of a batch: by the option, or where its signature and the batch agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Run, make_run
+from lightning.pytorch import LightningModule
+from reference import reference_cam, relative_error
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, default_collate
+
+from gradcam_callback import GradCAMCallback, TensorProbes, ValidationProbes
+from gradcam_callback.engine.inputs import IMAGES
+from gradcam_callback.probes.forward_inputs import check_inputs, inputs_of, needs_batch
+from gradcam_callback.probes.source import CaptureContext
+
+PIXELS, TABLE, LABELS = torch.rand(3, 3, 8, 8), torch.rand(3, 5), torch.tensor([2, 0, 1])
+OTHER = torch.rand(3, 3, 8, 8)
+
+
+@dataclass
+class Sample:
+    image: Tensor
+    table: Tensor
+
+
+def call(method: Callable[..., Any], batch: Any, option: Any = None, **source: Any) -> Any:
+    """What a method gets of a batch that passes in a validation."""
+    collector = ValidationProbes(n=3, **source).start(CaptureContext(keeps_batch=needs_batch(method, option)))
+    collector.add(batch, 0)
+    inputs = inputs_of(method, option, collector.finish(collector.samples()))
+    module = nn.Module()
+    module.forward = method
+    return inputs.call(module)
+
+
+def seen(*args: Any, **kwargs: Any) -> dict[Any, str]:
+    """Which entry each argument is."""
+    known = {"pixels": PIXELS, "table": TABLE, "labels": LABELS, "other": OTHER}
+
+    def name(value: Any) -> Any:
+        if isinstance(value, list) and all(isinstance(one, Tensor) for one in value):
+            return [name(torch.stack(value))]
+        if isinstance(value, Tensor):
+            return next(key for key, entry in known.items() if entry.shape == value.shape and torch.equal(entry, value))
+        return value
+
+    return {**{place: name(value) for place, value in enumerate(args)}, **{key: name(kwargs[key]) for key in kwargs}}
+
+
+def one(images: Any) -> Any:
+    return seen(images)
+
+
+def keyword(*, image: Any, mask: Any = None) -> Any:
+    return seen(image=image)
+
+
+def optional(pixel_values: Any = None, table: Any = None, labels: Any = None) -> Any:
+    return seen(pixel_values, table=table, labels=labels)
+
+
+def several(*images: Any) -> Any:
+    return seen(*images)
+
+
+def anything(**batch: Any) -> Any:
+    return seen(**batch)
+
+
+def two(image: Any, table: Any) -> Any:
+    return seen(image, table)
+
+
+def branches(left: Any, right: Any) -> Any:
+    return seen(left, right)
+
+
+def with_labels(images: Any, targets: Any) -> Any:
+    return seen(images, targets)
+
+
+def predict_step(batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+    return {**seen(batch[0]), "counts": (batch_idx, dataloader_idx)}
+
+
+@pytest.mark.parametrize(
+    ("method", "batch", "wanted"),
+    [
+        (one, PIXELS, {0: "pixels"}),
+        (one, (PIXELS, LABELS), {0: "pixels"}),
+        (one, {"pixel_values": PIXELS, "labels": LABELS}, {0: "pixels"}),
+        (one, [list(PIXELS), LABELS], {0: "pixels"}),
+        (keyword, (PIXELS, LABELS), {"image": "pixels"}),
+        (optional, (PIXELS, LABELS), {0: "pixels", "table": None, "labels": None}),
+        (optional, {"pixel_values": PIXELS, "table": TABLE}, {0: "pixels", "table": "table", "labels": None}),
+        (optional, {"pixel_values": PIXELS, "labels": LABELS}, {0: "pixels", "table": None, "labels": None}),
+        (several, (PIXELS, LABELS), {0: "pixels"}),
+        (anything, {"image": PIXELS, "table": TABLE}, {"image": "pixels", "table": "table"}),
+        (anything, (PIXELS, LABELS), {"pixel_values": "pixels"}),
+        (two, (PIXELS, TABLE, LABELS), {0: "pixels", 1: "table"}),
+        (two, {"image": PIXELS, "table": TABLE, "label": LABELS}, {0: "pixels", 1: "table"}),
+        (two, {"x": PIXELS, "table": TABLE, "label": LABELS}, {0: "pixels", 1: "table"}),
+        (branches, (PIXELS, OTHER), {0: "pixels", 1: "other"}),
+        (branches, (PIXELS, OTHER, LABELS), {0: "pixels", 1: "other"}),
+        (with_labels, (PIXELS, LABELS), {0: "pixels", 1: "labels"}),
+        (predict_step, (PIXELS, LABELS), {0: "pixels", "counts": (0, 0)}),
+    ],
+)
+def test_signature_and_batch_agree(method: Callable[..., Any], batch: Any, wanted: dict[Any, Any]) -> None:
+    got = call(method, batch)
+    assert {key: value[0] if value == ["pixels"] else value for key, value in got.items()} == wanted
+
+
+@pytest.mark.parametrize(
+    ("option", "batch", "wanted"),
+    [
+        ("view.image", {"view": {"image": PIXELS}, "table": TABLE}, {0: "pixels"}),
+        (["view.image", "table"], {"view": {"image": PIXELS}, "table": TABLE}, {0: "pixels", 1: "table"}),
+        ({"a": "table", "b": "image"}, Sample(PIXELS, TABLE), {"a": "table", "b": "pixels"}),
+        ([1, 0], (PIXELS, OTHER, LABELS), {0: "other", 1: "pixels"}),
+        (0, (PIXELS, LABELS), {0: "pixels"}),
+    ],
+)
+def test_the_option_says_it(option: Any, batch: Any, wanted: dict[Any, str]) -> None:
+    source = {"image_key": "view.image"} if isinstance(batch, dict) else {}
+
+    def method(*args: Any, **kwargs: Any) -> Any:
+        return seen(*args, **kwargs)
+
+    assert call(method, batch, option, **source) == wanted
+
+
+def test_the_whole_batch_in_its_structure() -> None:
+    given = call(lambda batch: batch, Sample(PIXELS, TABLE), ".")
+    assert type(given) is Sample
+    assert torch.equal(given.image, PIXELS)
+    assert torch.equal(given.table, TABLE)
+
+
+@pytest.mark.parametrize(
+    ("method", "batch", "told"),
+    [
+        (two, (PIXELS, LABELS), r"`two` needs 'image', 'table', .*tuple with 2 entries.*`inputs: \{image: ..., table"),
+        (two, {"image": PIXELS, "label": LABELS}, r"the batch has the keys 'image', 'label'"),
+        (branches, PIXELS, "`branches` needs 'left', 'right'"),
+    ],
+)
+def test_what_is_left_open_is_refused(method: Callable[..., Any], batch: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        call(method, batch)
+
+
+def test_an_option_that_does_not_fit_the_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="inputs='meta' is not in the batch: the batch has the keys 'image', 'table'"):
+        call(two, {"image": PIXELS, "table": TABLE}, ["image", "meta"])
+    with pytest.raises(ValueError, match="are not the images that are shown"):
+        call(one, {"image": PIXELS, "table": TABLE}, "table")
+
+
+@pytest.mark.parametrize("given", [[], {}, 1.5, [True], {1: "image"}, [["image"]]], ids=str)
+def test_what_is_no_option_is_refused(given: Any) -> None:
+    with pytest.raises(ValueError, match="`inputs` says which entries of a batch"):
+        GradCAMCallback(inputs=given)
+    with pytest.raises(ValueError, match="`inputs` says"):
+        check_inputs(given)
+
+
+def test_images_alone_do_not_do_where_more_is_needed() -> None:
+    probes = TensorProbes(PIXELS).start(CaptureContext()).finish([])
+    assert inputs_of(one, None, probes).args == (IMAGES,)
+    with pytest.raises(ValueError, match="`two` gets more than images, and these probes are images alone"):
+        inputs_of(two, None, probes)
+
+
+# Through a Trainer
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stage, self.head = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(11, 3)
+
+    def forward(self, image: Tensor, table: Tensor) -> Tensor:
+        logits: Tensor = self.head(torch.cat([F.relu(self.stage(image)).mean((2, 3)), table], dim=1))
+        return logits
+
+
+class Siamese(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stage, self.head = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6, 3)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        one, other = (F.relu(self.stage(images)).mean((2, 3)) for images in (left, right))
+        logits: Tensor = self.head(one * other)
+        return logits
+
+
+class Learner(LightningModule):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        raise NotImplementedError
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.predict(batch), batch["label"] if isinstance(batch, dict) else batch[-1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.training_step(batch, batch_idx)
+
+    def predict(self, batch: Any) -> Tensor:
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class ByName(Learner):
+    def forward(self, image: Tensor, table: Tensor) -> Tensor:
+        return self.network(image, table)
+
+    def predict(self, batch: Any) -> Tensor:
+        return self(batch["image"], batch["table"])
+
+
+class ByBatch(Learner):
+    def predict(self, batch: Any) -> Tensor:
+        return self.network(batch["view"]["image"], batch["table"])
+
+
+class Pairs(Learner):
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.network(left, right)
+
+    def predict(self, batch: Any) -> Tensor:
+        return self(batch[0], batch[1])
+
+
+def rows(nested: bool = False) -> list[dict[str, Any]]:
+    torch.manual_seed(1)
+    samples = [{"image": torch.rand(3, 8, 8), "table": torch.rand(5), "label": i % 3} for i in range(6)]
+    return [{"view": {"image": one.pop("image")}, **one} for one in samples] if nested else samples
+
+
+def fitted(folder: Any, module: Learner, samples: list[Any], **options: Any) -> Run:
+    callback = GradCAMCallback("network.stage", probes=options.pop("probes", 4), **options)
+    run = make_run(folder, callback, module, max_epochs=1)
+    loader: DataLoader[Any] = DataLoader(samples, batch_size=3)
+    run.trainer.fit(module, loader, loader)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("module", "nested", "options"),
+    [
+        (ByName, False, {}),
+        (ByName, True, {"inputs": ["view.image", "table"], "probes": ValidationProbes(4, image_key="view.image")}),
+        (ByBatch, True, {"forward": "predict", "probes": ValidationProbes(4, image_key="view.image")}),
+    ],
+    ids=["by name", "nested", "the batch"],
+)
+def test_each_probe_keeps_what_stands_beside_its_image(
+    tmp_path: Any, module: type[Learner], nested: bool, options: dict[str, Any]
+) -> None:
+    """The probes come from two batches of three, and the maps are those of each image with its own table."""
+    if nested and module is ByName:
+        module = type("Nested", (ByName,), {"predict": lambda self, b: self(b["view"]["image"], b["table"])})
+    run = fitted(tmp_path, module(Network()), rows(nested), **options)
+    assert run.callback.alerts == []
+    result, batch = run.callback.last_result, default_collate(rows()[:4])
+    assert result is not None
+    plain = run.module.network
+    assert isinstance(plain, nn.Module)
+
+    class Filled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = plain
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.network(images, batch["table"])
+            return logits
+
+    wanted = reference_cam(Filled(), batch["image"], "network.stage")
+    assert relative_error(result.cams["network.stage"], wanted).max() <= 1e-5
+    assert run.events.steps("gradcam/network.stage") == [2]
+
+
+def test_of_two_branches_the_one_with_the_shown_image_is_explained(tmp_path: Any) -> None:
+    torch.manual_seed(2)
+    samples = [(torch.rand(3, 8, 8), torch.rand(3, 8, 8), i % 3) for i in range(6)]
+    run = fitted(tmp_path, Pairs(Siamese()), samples)
+    assert run.callback.alerts == []
+    result, (left, right, _) = run.callback.last_result, default_collate(samples[:4])
+    assert result is not None
+    network = run.module.network
+
+    class Filled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.network(images, right)
+            return logits
+
+    wanted = reference_cam(Filled(), left, "network.stage", call=0)
+    assert relative_error(result.cams["network.stage"], wanted).max() <= 1e-5
+    assert (result.health["network.stage"].call, result.health["network.stage"].calls) == (0, 2)
+
+
+def test_what_is_left_open_ends_the_run_before_the_first_step(tmp_path: Any) -> None:
+    module = ByName(Network())
+    module.predict = lambda batch: module(batch[0], torch.zeros(len(batch[0]), 5))  # type: ignore[method-assign]
+    before = module.network.head.weight.clone()
+    with pytest.raises(ValueError, match=r"`forward` needs 'image', 'table'.*Say it with `inputs`"):
+        fitted(tmp_path, module, [(torch.rand(3, 8, 8), i % 3) for i in range(6)])
+    assert torch.equal(module.network.head.weight, before)
