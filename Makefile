@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUNS ?= runs
-TASKS := segmentation detection multilabel regression similarity reconstruction
+TASKS := segmentation detection multilabel regression similarity reconstruction signal volume
 
 .DEFAULT_GOAL := help
 .PHONY: help demo broken configs test test-all test-oldest coverage lint format bench tensorboard clean

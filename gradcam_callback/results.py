@@ -92,9 +92,9 @@ class CAMResult:
     """Class activation maps of one batch for one target.
 
     Attributes:
-        cams: Layer to map: float32 `(N, h, w)`, at least 0, not normalised, on the model's device. A probe without a
-            usable gradient is a row of NaN, never zeros. A layer that was named with the number of a call keeps it in
-            its name: "head#0".
+        cams: Layer to map: float32 `(N, h, w)` (of signals `(N, w)`, of volumes `(N, d, h, w)`), at least 0, not
+            normalised, on the model's device. A probe without a usable gradient is a row of NaN, never zeros. A layer
+            that was named with the number of a call keeps it in its name: "head#0".
         targets: `(N,)` int64, the class that each map explains.
         scores: `(N,)` float32, the logit of that class, or whatever else the target scores.
         predictions: `(N,)` int64, the class with the highest logit.
@@ -102,7 +102,7 @@ class CAMResult:
             What a sigmoid or a softmax in the model has made is taken as it is. Of labels that are each for itself,
             the sigmoids; in a regression, the values.
         health: Layer to judgement.
-        input_size: `(H, W)` of the inputs, in pixels.
+        input_size: `(H, W)` of the inputs, in pixels; of signals `(W,)`, of volumes `(D, H, W)`.
         task: What was explained: "classification", "multilabel", "regression", "segmentation", "detection" or "value".
         layouts: Layer to how its output lies in space, in words: "channels first", "tokens, 1 extra".
         absence: What to say of a probe that has nothing to explain, in a word or two: "no box".
@@ -116,31 +116,36 @@ class CAMResult:
     predictions: Tensor
     probabilities: Tensor
     health: Mapping[str, LayerHealth]
-    input_size: tuple[int, int]
+    input_size: tuple[int, ...]
     task: str = "classification"
     layouts: Mapping[str, str] = field(default_factory=dict)
     absence: str = ""
     regions: Tensor | None = None
     boxes: Tensor | None = None
 
-    def heatmaps(self, size: tuple[int, int] | None = None) -> dict[str, Tensor]:
+    def heatmaps(self, size: tuple[int, ...] | None = None) -> dict[str, Tensor]:
         """Enlarge each map and scale it to 0..1 by its own maximum.
 
         Args:
-            size: `(H, W)` in pixels; None takes the size of the inputs.
+            size: `(H, W)` in pixels (of signals `(W,)`, of volumes `(D, H, W)`); None takes the size of the inputs.
 
         Returns:
-            Layer to float32 `(N, H, W)` in 0..1, bilinear. An all-zero map stays zero, a NaN map stays NaN.
+            Layer to float32 `(N, H, W)` in 0..1, bilinear (linear, trilinear). An all-zero map stays zero, a
+            NaN map stays NaN.
         """
         return {layer: _normalise(_enlarge(cam, size or self.input_size)) for layer, cam in self.cams.items()}
 
 
-def _enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(maps.unsqueeze(1), size=size, mode="bilinear", align_corners=False).squeeze(1)
+_ENLARGING = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def _enlarge(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    mode = _ENLARGING[maps.ndim - 1]
+    return F.interpolate(maps.unsqueeze(1), size=size, mode=mode, align_corners=False).squeeze(1)
 
 
 def _normalise(maps: Tensor) -> Tensor:
-    peak = maps.amax(dim=(1, 2), keepdim=True)
+    peak = maps.amax(dim=tuple(range(1, maps.ndim)), keepdim=True)
     return torch.where(peak == 0, maps, maps / peak)
 
 

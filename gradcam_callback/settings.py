@@ -14,7 +14,7 @@ from gradcam_callback.options import OnNull, Scale
 from gradcam_callback.probes import ProbeSet, ProbeSource, as_source, forward_inputs
 from gradcam_callback.probes.forward_inputs import InputsOption
 from gradcam_callback.reporting.alerts import Alert
-from gradcam_callback.reporting.panels import PanelStyle
+from gradcam_callback.reporting.panel import PanelStyle
 from gradcam_callback.reporting.rendering.colormap import colormap_table
 from gradcam_callback.results import CAMResult
 

@@ -31,9 +31,11 @@ LAYERS = {
     "reconstruction.yaml": ["encoder"],
     "regression.yaml": ["stages"],
     "segmentation.yaml": ["stages"],
+    "signal.yaml": ["stages"],
     "similarity.yaml": ["stages"],
+    "volume.yaml": ["stages"],
 }
-TASKS = ("detection", "multilabel", "reconstruction", "regression", "segmentation", "similarity")
+TASKS = ("detection", "multilabel", "reconstruction", "regression", "segmentation", "signal", "similarity", "volume")
 
 
 def run(config: str, folder: Path, *more: str) -> Events:

@@ -176,4 +176,4 @@ def test_only_layers_with_convolutions_or_the_like_are_looked_at() -> None:
     assert [ObservedMaps.may_be(layer) for layer in (CONV, Turned(False), LINEAR, nn.Sequential(LINEAR, ANY))] == [
         *(True, True, False, False)
     ]
-    assert ObservedMaps.of(CONV) is CHANNELS_FIRST
+    assert ObservedMaps.of(CONV) == CHANNELS_FIRST

@@ -129,7 +129,7 @@ def test_a_cut_in_the_branch_of_the_shown_image_is_diagnosed() -> None:
         ({"a": PIXELS, "b": PIXELS}, ValueError, r"Which of the inputs are the images.*'a': a tensor \(4, 3, 8, 10\)"),
         ({"table": TABLE}, ValueError, "Which of the inputs are the images"),
         ([PIXELS[0], PIXELS[0, :, 1:]], ValueError, r"of one shape.*\(3, 7, 10\), \(3, 8, 10\)"),
-        (PIXELS[:0], ValueError, "at least one image"),
+        (PIXELS[:0], ValueError, "with at least one of them"),
         (TABLE, ValueError, r"given: \(4, 5\)"),
     ],
     ids=["text", "no images", "two", "none", "sizes", "empty", "table"],

@@ -402,7 +402,7 @@ def test_drawing_never_waits_for_the_device() -> None:
     tensors = {name: getattr(result, name).to("meta") for name in ("targets", "scores", "predictions", "probabilities")}
     result = replace(result, **tensors, cams={LAYER: result.cams[LAYER].to("meta")}, health={})
     drawn = PanelRenderer(probe_set(), replace(STYLE, shared_scale=True)).render(on_device([result, result]))
-    assert [tuple(tensor.shape) for tensor in drawn] == [(3, 2, 176, 176, 3), (2, 2), (2, 2, 4)]
+    assert [tuple(tensor.shape) for tensor in drawn] == [(3, 2, 176, 176, 3), (2, 2), (2, 2), (2, 2, 4)]
     assert all(tensor.is_meta for tensor in drawn)
 
 

@@ -761,7 +761,7 @@ class TestBatches:
         ("shape", "message"),
         [
             (lambda x, y: (x.flatten(), y), r"tensor \(6, 60\) of torch.float32"),
-            (lambda x, y: (x[None], y), r"tensor \(6, 1, 3, 4, 5\)"),
+            (lambda x, y: (x[None, None], y), r"tensor \(6, 1, 1, 3, 4, 5\)"),
             (lambda x, y: ("a.png", y), "a tuple of 6, the first of them 'a.png'"),
             (lambda x, y: ((x, x), y), "list of 2, the first of them a tensor"),
         ],
@@ -1204,7 +1204,7 @@ class TestTensorProbes:
     @pytest.mark.parametrize(
         ("settings", "error", "message"),
         [
-            ({"images": torch.zeros(3, 4, 4)}, ValueError, r"expected a tensor \(N, C, H, W\).*\(3, 4, 4\)"),
+            ({"images": torch.zeros(4, 4)}, ValueError, r"expected a tensor \(N, C, H, W\).*\(4, 4\)"),
             ({"images": torch.zeros(0, 3, 4, 4)}, ValueError, "at least one image"),
             ({"images": [1, 2]}, ValueError, "expected a tensor"),
             (

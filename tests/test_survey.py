@@ -212,14 +212,14 @@ def test_the_other_image_of_whole_numbers_has_the_same_ones() -> None:
 
 def test_the_halves_of_an_image_are_altered() -> None:
     image = torch.rand(1, 3, 4, 6)
-    changed = [(copy != image).all(1)[0] for copy in _half_altered(image, altered(image))]
+    changed = [(copy != image).all(1)[0] for copy in _half_altered(image, altered(image), 2)]
     rows, columns = torch.arange(4)[:, None].expand(4, 6), torch.arange(6).expand(4, 6)
     assert all(map(torch.equal, changed, [columns < 3, columns >= 3, rows < 2, rows >= 2]))
 
 
 def follows(image: Tensor, layer: Callable[[Tensor], Tensor]) -> bool:
     other = altered(image)
-    changes = [(layer(copy) - layer(image)).abs().sum((0, 1)) for copy in (*_half_altered(image, other), other)]
+    changes = [(layer(copy) - layer(image)).abs().sum((0, 1)) for copy in (*_half_altered(image, other, 2), other)]
     return follows_image(*changes)
 
 

@@ -16,6 +16,7 @@ A pass of its own confirms it, because hooks see what a layer returns, and the s
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,11 +32,12 @@ from gradcam_callback.engine.grids import ObservedMaps
 from gradcam_callback.engine.in_place import is_sharded
 from gradcam_callback.engine.inputs import Inputs, ModelInputs
 from gradcam_callback.engine.layers import find_layers
-from gradcam_callback.engine.layouts import CHANNELS_FIRST, Layout, Unreadable
+from gradcam_callback.engine.layouts import ChannelsFirst, Layout, Unreadable
 from gradcam_callback.engine.memory import is_out_of_memory
 from gradcam_callback.engine.replica import Replica, ReplicaOptions, run_in_replica
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.engine.signal_graph import GradientsKept, SignalGraph, signal_graph
+from gradcam_callback.engine.spaces import with_axes
 from gradcam_callback.engine.survey import LayerCall, Survey, survey
 from gradcam_callback.engine.targets import Scores
 from gradcam_callback.errors import BadInputError
@@ -68,7 +70,7 @@ def choose_layer(
     Raises:
         ValueError: No layer has space in its output, or a layout was given that another layer may not have.
     """
-    asked, inputs = request or CAMRequest.of(), ModelInputs.of(inputs)
+    asked, inputs = request or CAMRequest.of(), with_axes(model, ModelInputs.of(inputs), options)
     sample = sample_to_explain(model, inputs, asked, options)
     inputs, wanted = inputs[sample], asked.part(sample)
     if isinstance(wanted.layout, Layout):
@@ -96,7 +98,7 @@ def find_layouts(model: nn.Module, inputs: ModelInputs, request: CAMRequest) -> 
     if isinstance(request.layout, Layout):
         return request.at(*layers).reading(dict.fromkeys(layers, request.layout))
     found = survey(model, inputs, {split_call(name)[0] for name in layers}, kind=request.layout_kind)
-    return request.at(*layers).reading({name: _layout_of(found, name) for name in layers})
+    return request.at(*layers).reading({name: _layout_of(found, name, inputs.axes) for name in layers})
 
 
 def expect_layouts(model: nn.Module, inputs: ModelInputs, request: CAMRequest) -> CAMRequest:
@@ -107,15 +109,16 @@ def expect_layouts(model: nn.Module, inputs: ModelInputs, request: CAMRequest) -
     if request.is_read:
         return request
     layers = find_layers(model, request.layers)
-    if request.layout is not None or not all(ObservedMaps.may_be(layer) for layer in layers.values()):
+    axes = inputs.axes
+    if request.layout is not None or not all(ObservedMaps.may_be(layer, axes) for layer in layers.values()):
         return find_layouts(model, inputs, request)
-    return request.at(*layers).reading({name: ObservedMaps.of(layer) for name, layer in layers.items()})
+    return request.at(*layers).reading({name: ObservedMaps.of(layer, axes) for name, layer in layers.items()})
 
 
-def _layout_of(found: Survey, name: str) -> Layout:
+def _layout_of(found: Survey, name: str, axes: int) -> Layout:
     call = found.of(*split_call(name))
     if call is None:
-        return CHANNELS_FIRST  # it never ran, or not so often, which the pass that makes the maps says
+        return ChannelsFirst(axes)  # it never ran, or not so often, which the pass that makes the maps says
     if call.layout is None:
         return Unreadable(call.reason)
     if call.follows is False:
@@ -209,7 +212,7 @@ def reason_by_shape(call: LayerCall) -> str:
     """Why "auto" does not take a call whatever the score depends on; empty where it may."""
     if call.grid is None:
         return call.reason or "no rows and columns"
-    if call.grid == (1, 1):
+    if math.prod(call.grid) == 1:
         return "a single cell"
     return "the cells do not follow the image" if call.follows is False else ""
 

@@ -57,13 +57,13 @@ class DeviceResults:
 
     Attributes:
         by_target: One a target, in the order of the request.
-        input_size: `(H, W)` of the images, in pixels.
+        input_size: `(H, W)` of the images, in pixels; of signals `(W,)`, of volumes `(D, H, W)`.
         modified_weights: The weights that the model's forward has written to in place, as of `Replica`.
         layouts: Layer to how its output lies in space.
     """
 
     by_target: tuple[TargetResult, ...]
-    input_size: tuple[int, int]
+    input_size: tuple[int, ...]
     modified_weights: tuple[str, ...] = ()
     layouts: Mapping[str, Layout] = field(default_factory=dict)
 
@@ -88,7 +88,7 @@ class DeviceResults:
         for own, other in zip(self.by_target, across.by_target, strict=True):
             [(layer, found)] = other.examinations.items()
             cam = own.examinations[layer].cam
-            cam = torch.where(cam.isnan().all(dim=(1, 2), keepdim=True), found.cam, cam)
+            cam = torch.where(cam.isnan().all(dim=tuple(range(1, cam.ndim)), keepdim=True), found.cam, cam)
             patched.append({**own.examinations, layer: replace(own.examinations[layer], cam=cam)})
         return self._with(patched)
 

@@ -20,11 +20,12 @@ from gradcam_callback.engine.grids import ObservedMaps, watching
 from gradcam_callback.engine.image_calls import calls_seeing_images
 from gradcam_callback.engine.inputs import Inputs, ModelInputs
 from gradcam_callback.engine.layers import AUTO, find_layers
-from gradcam_callback.engine.layouts import CHANNELS_FIRST, LayoutInput, Unreadable, describe_output
+from gradcam_callback.engine.layouts import ChannelsFirst, LayoutInput, Unreadable, describe_output
 from gradcam_callback.engine.output_survey import survey_output
 from gradcam_callback.engine.references import with_references
 from gradcam_callback.engine.replica import Replica, ReplicaOptions, run_in_replica
 from gradcam_callback.engine.request import CAMRequest
+from gradcam_callback.engine.spaces import with_axes
 from gradcam_callback.engine.targets import OutputSpec, TargetInput
 from gradcam_callback.engine.transfer import copy_to_host
 from gradcam_callback.errors import BadInputError
@@ -125,7 +126,7 @@ def explain(
             the one layer of the request.
         options: How the replica is made.
     """
-    inputs = ModelInputs.of(inputs)
+    inputs = with_axes(model, ModelInputs.of(inputs), options)
     request = with_references(model, inputs, request, options)
     if request.uses_auto:
         request = choose_layer(model, inputs, request, options=options)
@@ -153,7 +154,8 @@ def _explained(
     expected = [name for name, layout in request.layouts.items() if isinstance(layout, ObservedMaps)]
     if any(found[name].cause is Cause.UNSUPPORTED_OUTPUT for name in expected):
         return None
-    return replace(results, layouts={**request.layouts, **dict.fromkeys(expected, CHANNELS_FIRST)})
+    maps = ChannelsFirst(passes.inputs.axes)
+    return replace(results, layouts={**request.layouts, **dict.fromkeys(expected, maps)})
 
 
 class _Pass:
@@ -239,35 +241,37 @@ class _Pass:
     def _examine(self, name: str, pair: gradients.LayerGradient, scores: Tensor) -> health.Examination:
         if pair.bypassed:
             detail = f"The layer {name!r} is scripted, and takes no hooks."
-            return health.missing(None, scores, Cause.HOOK_BYPASSED, detail)
+            return health.missing(None, scores, Cause.HOOK_BYPASSED, detail, axes=self.inputs.axes)
         return replace(self._examine_call(name, pair, scores), calls=pair.calls, call=pair.call)
 
     def _examine_call(self, name: str, pair: gradients.LayerGradient, scores: Tensor) -> health.Examination:
         layout, method = self.request.layouts[name], self.request.method
         if pair.activation is None:
             if not 0 <= pair.call < pair.calls:
-                return health.missing(None, scores, Cause.LAYER_NOT_CALLED, _not_called(name, pair.calls))
+                detail = _not_called(name, pair.calls)
+                return health.missing(None, scores, Cause.LAYER_NOT_CALLED, detail, axes=self.inputs.axes)
             reason = f", {layout.reason}" if isinstance(layout, Unreadable) and layout.reason else ""
             what = f"{describe_output(pair.unusable_output)}{reason}: no maps (N, K, h, w)."
-            return _unsupported(name, scores, what)
+            return self._unsupported(name, scores, what)
         activation = layout.to_maps(pair.activation)
         if pair.gradient is None and method.needs_gradient:
             return health.missing(activation, scores, _backward_failure(pair.failure), pair.failure)
         if len(activation) != len(scores):
-            return _unsupported(name, scores, f"{len(activation)} maps for {len(scores)} images: needed is one each.")
+            what = f"{len(activation)} maps for {len(scores)} images: needed is one each."
+            return self._unsupported(name, scores, what)
         gradient = None if pair.gradient is None else layout.to_maps(pair.gradient)
         with torch.autocast(scores.device.type, enabled=False):
             cam = method.map(activation, gradient)
             return health.examine(activation, gradient, cam, scores.detach())
 
+    def _unsupported(self, name: str, scores: Tensor, what: str) -> health.Examination:
+        detail = f"The layer {name!r} returned {what}"
+        return health.missing(None, scores, Cause.UNSUPPORTED_OUTPUT, detail, axes=self.inputs.axes)
+
 
 def _is_disturbed(pair: gradients.LayerGradient, recording: Recording) -> bool:
     """Whether a later call switched gradients on where the model had them off, on the way from this one."""
     return any(0 <= pair.call < call for call in recording.grad_reenabled_calls)
-
-
-def _unsupported(name: str, scores: Tensor, what: str) -> health.Examination:
-    return health.missing(None, scores, Cause.UNSUPPORTED_OUTPUT, f"The layer {name!r} returned {what}")
 
 
 def _not_called(name: str, calls: int) -> str:

@@ -26,21 +26,32 @@ from typing import Any
 from torch import Tensor, nn
 
 from gradcam_callback.engine.forward import hooked
-from gradcam_callback.engine.layouts import CHANNELS_FIRST, CHANNELS_LAST, ChannelsFirst, Grid, Layout, Tokens
+from gradcam_callback.engine.layouts import ChannelsFirst, ChannelsLast, Grid, Layout, Tokens
 
 # What works on the last axis: of a tensor with four axes, the channels are there.
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.MultiheadAttention)
-# What has its channels in the second axis, and space behind it.
-_CHANNELS_FIRST = (
-    *(nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.GroupNorm, nn.Dropout2d),
-    *(nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, nn.FractionalMaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
-    *(nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.LocalResponseNorm),
-)
+# What has its channels in the second axis, and space behind it: of any number of axes, and of one, two or three.
+_CHANNELS_FIRST = (nn.SyncBatchNorm, nn.GroupNorm, nn.Upsample, nn.LocalResponseNorm)
+_BY_AXES: dict[int, tuple[type[nn.Module], ...]] = {
+    1: (
+        *(nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.Dropout1d, nn.MaxPool1d, nn.AvgPool1d),
+        *(nn.LPPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d),
+    ),
+    2: (
+        *(nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d),
+        *(nn.LPPool2d, nn.FractionalMaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+        *(nn.PixelShuffle, nn.PixelUnshuffle),
+    ),
+    3: (
+        *(nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d, nn.InstanceNorm3d, nn.Dropout3d, nn.MaxPool3d, nn.AvgPool3d),
+        *(nn.LPPool3d, nn.FractionalMaxPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d),
+    ),
+}
 
 
-def is_channels_first(layer: nn.Module) -> bool:
-    """Whether a layer's kind alone tells that what it returns is channels first."""
-    return isinstance(layer, _CHANNELS_FIRST)
+def is_channels_first(layer: nn.Module, axes: int = 2) -> bool:
+    """Whether a layer's kind alone tells that what it returns is channels first, with so many axes of space."""
+    return isinstance(layer, (*_CHANNELS_FIRST, *_BY_AXES[axes]))
 
 
 def is_channels_last(layer: nn.Module) -> bool:
@@ -62,30 +73,30 @@ class ObservedMaps(ChannelsFirst):
         layer: The layer.
     """
 
-    layer: nn.Module
+    layer: nn.Module = field(default_factory=nn.Identity)
     _shapes: set[tuple[int, ...]] = field(default_factory=set)
 
     @staticmethod
-    def may_be(layer: nn.Module) -> bool:
+    def may_be(layer: nn.Module, axes: int = 2) -> bool:
         """Whether a layer is of such a kind, or has one in it."""
-        return any(map(is_channels_first, layer.modules()))
+        return any(is_channels_first(module, axes) for module in layer.modules())
 
     @classmethod
-    def of(cls, layer: nn.Module) -> Layout:
+    def of(cls, layer: nn.Module, axes: int = 2) -> Layout:
         """The layout to expect of a layer."""
-        return CHANNELS_FIRST if is_channels_first(layer) else cls(layer)
+        return ChannelsFirst(axes) if is_channels_first(layer, axes) else cls(axes, layer)
 
     def watching(self) -> AbstractContextManager[None]:
         """A context in which what is in the layer is watched, while the model runs."""
         inner = {str(number): (module, self._see) for number, module in enumerate(self.layer.modules())}
-        return hooked({name: pair for name, pair in inner.items() if is_channels_first(pair[0])})
+        return hooked({name: pair for name, pair in inner.items() if is_channels_first(pair[0], self.axes)})
 
     def _see(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.ndim == 4:
+        if isinstance(output, Tensor) and output.ndim == 2 + self.axes:
             self._shapes.add(tuple(output.shape[1:]))
 
     def find_activation(self, output: Any) -> Tensor | None:
-        """The first floating tensor with four axes, if it is taken for maps."""
+        """The first floating tensor with so many axes, if it is taken for maps."""
         found = super().find_activation(output)
         return None if found is None or not _is_one_of(self._shapes, found) else found
 
@@ -93,7 +104,7 @@ class ObservedMaps(ChannelsFirst):
 def _is_one_of(shapes: Iterable[tuple[int, ...]], activation: Tensor) -> bool:
     """Whether an activation has the rows and columns of known maps, and cannot have them with its channels last."""
     grids = {shape[1:] for shape in shapes}
-    return activation.ndim == 4 and tuple(activation.shape[2:]) in grids and tuple(activation.shape[1:3]) not in grids
+    return tuple(activation.shape[2:]) in grids and tuple(activation.shape[1:-1]) not in grids
 
 
 @contextmanager
@@ -134,7 +145,7 @@ class GridReader:
     """Reads the layouts of the activations of one forward pass of one image, in order.
 
     Attributes:
-        image_size: `(H, W)` in pixels.
+        image_size: `(H, W)` in pixels; of a signal `(W,)`, of a volume `(D, H, W)`.
         extras: How many tokens there are, to the positions of those that do not come from the image.
     """
 
@@ -151,41 +162,42 @@ class GridReader:
             layer: The layer.
             activation: `(1, ...)`, what it returned for the image.
         """
-        shape = tuple(activation.shape[1:])
+        shape, axes = tuple(activation.shape[1:]), len(self.image_size)
         if len(activation) != 1:
             return Reading(reason="which has more than one entry for an image")
-        if len(shape) not in (2, 3):
-            return Reading(reason="which has no rows and columns")
-        reading = self._read_tokens(layer, *shape) if len(shape) == 2 else self._read_maps(layer, *shape)
+        if len(shape) not in (2, axes + 1):
+            return Reading(reason="which has no rows and columns" if axes == 2 else "which has no space")
+        reading = self._read_maps(layer, shape) if len(shape) == axes + 1 else self._read_tokens(layer, *shape)
+        if reading.layout is None and axes == 1:
+            reading = self._read_tokens(layer, *shape)
         if reading.layout is None:
             return reading
         self._know(reading.layout, activation)
-        if is_channels_first(layer) and len(shape) == 3:
+        if is_channels_first(layer, axes) and len(shape) == axes + 1:
             self._told.add(shape)
-        told = shape in self._told or (ObservedMaps.may_be(layer) and _is_one_of(self._told, activation))
+        told = shape in self._told or (ObservedMaps.may_be(layer, axes) and _is_one_of(self._told, activation))
         return replace(reading, evidence=Evidence.KIND) if told else reading
 
     def _know(self, layout: Layout, activation: Tensor) -> None:
-        height, width = layout.to_maps(activation).shape[2:]
-        if height * width > 1:
-            grid = (height, width)
+        grid = tuple(layout.to_maps(activation).shape[2:])
+        if math.prod(grid) > 1:
             self._grids = [*(known for known in self._grids if known != grid), grid]
         self._shapes[tuple(activation.shape[1:])] = layout
 
-    def _read_maps(self, layer: nn.Module, a: int, b: int, c: int) -> Reading:
-        if is_channels_first(layer):
-            return Reading(CHANNELS_FIRST, Evidence.KIND)
-        first = not is_channels_last(layer) and self._is_grid((b, c))
-        last = self._is_grid((a, b))
+    def _read_maps(self, layer: nn.Module, shape: tuple[int, ...]) -> Reading:
+        axes, behind, before = len(self.image_size), shape[1:], shape[:-1]
+        if is_channels_first(layer, axes):
+            return Reading(ChannelsFirst(axes), Evidence.KIND)
+        first = not is_channels_last(layer) and self._is_grid(behind)
+        last = self._is_grid(before)
         if first and last:
-            known = self._shapes.get((a, b, c))
-            fits_better = CHANNELS_FIRST if self._misfit((b, c)) <= self._misfit((a, b)) else CHANNELS_LAST
-            return Reading(known) if known else Reading(fits_better, Evidence.GUESS)
+            known = self._shapes.get(shape)
+            is_first = self._misfit(behind) <= self._misfit(before)
+            return Reading(known) if known else Reading(_maps(axes, is_first=is_first), Evidence.GUESS)
         if first or last:
-            return Reading(CHANNELS_FIRST if first else CHANNELS_LAST)
-        return Reading(
-            reason=f"where neither {b} x {c} nor {a} x {b} is a grid that fits the image and the layers before"
-        )
+            return Reading(_maps(axes, is_first=first))
+        grids = " nor ".join(" x ".join(map(str, grid)) for grid in (behind, before))
+        return Reading(reason=f"where neither {grids} is a grid that fits the image and the layers before")
 
     def _is_grid(self, grid: Grid) -> bool:
         """Whether there are maps of this size: seen before, or the last one made smaller, or, at first, the image."""
@@ -194,13 +206,16 @@ class GridReader:
         return grid in self._grids or _is_smaller(grid, self._grids[-1])
 
     def _misfit(self, grid: Grid) -> float:
-        """How far the proportion of a grid is from that of the last, or at first of the image."""
-        height, width = self._grids[-1] if self._grids else self.image_size
-        return abs(math.log(grid[0] / grid[1] * width / height))
+        """How far the proportions of a grid are from those of the last, or at first of the image."""
+        if len(grid) == 1:  # one side has no proportions
+            return float(grid not in self._grids)
+        known = self._grids[-1] if self._grids else self.image_size
+        ratios = [math.log(side / whole) for side, whole in zip(grid, known, strict=True)]
+        return max(ratios) - min(ratios)
 
     def _read_tokens(self, layer: nn.Module, count: int, other: int) -> Reading:
         extras = self.extras.get(count, ())
-        known = {h * w: (h, w) for h, w in self._grids}
+        known = {math.prod(grid): grid for grid in self._grids}
         grid, turned = known.get(count - len(extras)), None if is_channels_last(layer) else known.get(other)
         if grid is None and turned is not None:
             return Reading(Tokens(turned, axis=2), Evidence.GUESS)
@@ -213,17 +228,32 @@ class GridReader:
 
     def _unknown_grid(self, cells: int) -> Grid | None:
         """The grid of so many cells that tokens make which are merged two by two; at first, a grid of the image."""
-        height, width = self._grids[-1] if self._grids else self.image_size
-        factors = (2,) if self._grids else range(2, min(height, width) + 1)
-        grids = [(-(-height // factor), -(-width // factor)) for factor in factors]
-        return next((grid for grid in grids if grid[0] * grid[1] == cells), None)
+        whole = self._grids[-1] if self._grids else self.image_size
+        factors = (2,) if self._grids else range(2, min(whole[-2:]) + 1)
+        # Along the time of a video, or the depth of a volume, the factor may be another.
+        depths = range(1, whole[0] + 1) if len(whole) == 3 else (1,)
+        found = {
+            tuple(-(-side // (depth if place < len(whole) - 2 else factor)) for place, side in enumerate(whole))
+            for factor in factors
+            for depth in depths
+        }
+        fitting = [grid for grid in found if math.prod(grid) == cells]
+        return fitting[0] if len(fitting) == 1 or (fitting and len(whole) < 3) else None
+
+
+def _maps(axes: int, *, is_first: bool) -> Layout:
+    return ChannelsFirst(axes) if is_first else ChannelsLast(axes)
 
 
 def _is_smaller(grid: Grid, other: Grid) -> bool:
-    """Whether both sides are smaller by the same whole factor, as strides and poolings make them, or the same."""
-    (h, w), (height, width) = grid, other
-    factors = range(1, max(height, width) + 1)
-    return any(_may_become(height, factor, h) and _may_become(width, factor, w) for factor in factors)
+    """Whether all sides are smaller by the same whole factor, as strides and poolings make them, or the same.
+
+    The first of three axes is time or depth, and may have a factor of its own.
+    """
+    if len(grid) == 3:
+        return _is_smaller(grid[:1], other[:1]) and _is_smaller(grid[1:], other[1:])
+    pairs = list(zip(grid, other, strict=True))
+    return any(all(_may_become(side, factor, small) for small, side in pairs) for factor in range(1, max(other) + 1))
 
 
 def _may_become(side: int, stride: int, smaller: int) -> bool:

@@ -58,7 +58,7 @@ class Examination:
         """The same, but that the samples which are not present have nothing to explain."""
         return replace(
             self,
-            cam=torch.where(present[:, None, None], self.cam, torch.nan),
+            cam=torch.where(_beside(present, self.cam), self.cam, torch.nan),
             norm=torch.where(present, self.norm, torch.nan),
             code=torch.where(present, self.code, _ABSENT),
             empty=self.empty & present,
@@ -86,7 +86,7 @@ def examine(activation: Tensor, gradient: Tensor | None, cam: Tensor, scores: Te
         finite = finite & peak.isfinite()
     code = torch.where(finite, code, _NON_FINITE)
     usable = code == _OK
-    cam = torch.where(usable[:, None, None], cam, torch.nan)
+    cam = torch.where(_beside(usable, cam), cam, torch.nan)
     return Examination(cam, norm, code, usable & (cam_peak == 0))
 
 
@@ -104,7 +104,9 @@ def _norm(flat: Tensor, peak: Tensor) -> Tensor:
     return (scaled * peak).float()
 
 
-def missing(activation: Tensor | None, samples: Tensor, cause: Cause | None = None, detail: str = "") -> Examination:
+def missing(
+    activation: Tensor | None, samples: Tensor, cause: Cause | None = None, detail: str = "", *, axes: int = 2
+) -> Examination:
     """The findings where there is no gradient at all.
 
     Args:
@@ -112,12 +114,18 @@ def missing(activation: Tensor | None, samples: Tensor, cause: Cause | None = No
         samples: Any tensor of N rows on the right device.
         cause: Why, where it is known.
         detail: That in words.
+        axes: Of space, where there is no activation to tell.
     """
     n = len(samples)
-    h, w = (1, 1) if activation is None else activation.shape[2:]
-    nan = torch.full((n, h, w), torch.nan, device=samples.device)
+    space = (1,) * axes if activation is None else activation.shape[2:]
+    nan = torch.full((n, *space), torch.nan, device=samples.device)
     code = torch.full((n,), _NONE, device=samples.device)
-    return Examination(nan, nan[:, 0, 0].clone(), code, torch.zeros_like(code, dtype=torch.bool), cause, detail)
+    return Examination(nan, nan.flatten(1)[:, 0].clone(), code, torch.zeros_like(code, dtype=torch.bool), cause, detail)
+
+
+def _beside(flags: Tensor, maps: Tensor) -> Tensor:
+    """Flags `(N,)` with as many axes as maps `(N, ...)`."""
+    return flags.view(-1, *[1] * (maps.ndim - 1))
 
 
 def concat(parts: Sequence[Examination]) -> Examination:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gradcam_callback.engine.batch_rows import leaves, map_leaves, map_tensors, rows_of
+from gradcam_callback.engine.layouts import Grid
 from gradcam_callback.errors import BadInputError
 
 IMAGE_NAMES = ("image", "images", "pixel_values", "inputs", "x")
@@ -47,14 +48,21 @@ class ModelInputs:
     `batch_rows`. Everything else is handed on as it is.
 
     Attributes:
-        images: `(N, C, H, W)`, or `(N, H, W)` for a model that takes images without a channel axis.
+        images: `(N, C, H, W)`, or `(N, H, W)` for a model that takes images without a channel axis. Volumes and videos
+            are `(N, C, D, H, W)`, signals `(N, C, W)`.
         args: By position, with `IMAGES` where the images are, or `IMAGE_LIST` if the model takes a list of them.
         kwargs: By keyword, likewise.
+        axes: Of space: 1 of signals, 2 of images, 3 of volumes; 0 while that is not known, see `spaces`.
     """
 
     images: Tensor
     args: tuple[Any, ...] = (IMAGES,)
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    axes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.images.ndim > 3:
+            object.__setattr__(self, "axes", self.images.ndim - 2)
 
     @classmethod
     def of(cls, given: Any) -> ModelInputs:
@@ -91,12 +99,12 @@ class ModelInputs:
     def __getitem__(self, samples: slice) -> ModelInputs:
         count = len(self)
         args, kwargs = rows_of(self.args, samples, count), rows_of(dict(self.kwargs), samples, count)
-        return ModelInputs(self.images[samples], args, kwargs)
+        return ModelInputs(self.images[samples], args, kwargs, self.axes)
 
     @property
-    def size(self) -> tuple[int, int]:
-        """`(H, W)` of the images, in pixels."""
-        return self.images.shape[-2], self.images.shape[-1]
+    def size(self) -> Grid:
+        """`(H, W)` of the images, in pixels; of signals `(W,)`, of volumes `(D, H, W)`."""
+        return tuple(self.images.shape[-(self.axes or 2) :])
 
     @property
     def others(self) -> Iterator[Tensor]:
@@ -124,7 +132,8 @@ class ModelInputs:
         def moved(leaf: Any) -> Any:
             return leaf.detach().to(device) if isinstance(leaf, Tensor) else leaf
 
-        return ModelInputs(moved(self.images), map_leaves(self.args, moved), map_leaves(dict(self.kwargs), moved))
+        args, kwargs = map_leaves((self.args, dict(self.kwargs)), moved)
+        return ModelInputs(moved(self.images), args, kwargs, self.axes)
 
 
 def filled(value: Any, images: Tensor) -> Any:
@@ -145,10 +154,11 @@ Inputs = Tensor | Sequence[Tensor] | Mapping[str, Any] | ModelInputs
 def _checked(images: Any) -> Tensor:
     if not isinstance(images, Tensor):
         raise TypeError(f"The images are a tensor (N, C, H, W); given: {type(images).__name__}.")
-    if images.ndim not in (3, 4) or len(images) == 0:
+    if images.ndim not in (3, 4, 5) or len(images) == 0:
         raise BadInputError(
             "The inputs are a tensor (N, C, H, W), or (N, H, W) for a model that takes images without a channel axis, "
-            f"with at least one image; given: {tuple(images.shape)}."
+            "or signals (N, C, W), or volumes (N, C, D, H, W), with at least one of them; given: "
+            f"{tuple(images.shape)}."
         )
     return images
 
@@ -177,8 +187,8 @@ def _image_name(given: Mapping[str, Any]) -> str:
 
 
 def _image_place(given: tuple[Any, ...]) -> int:
-    """The position of the images: the first tensor with four axes, else with three."""
-    for axes in (4, 3):
+    """The position of the images: the first tensor with four axes, else with five, else with three."""
+    for axes in (4, 5, 3):
         for place, value in enumerate(given):
             if isinstance(value, Tensor) and value.ndim == axes:
                 return place
@@ -187,7 +197,7 @@ def _image_place(given: tuple[Any, ...]) -> int:
 
 
 def _may_be_images(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim in (3, 4)
+    return isinstance(value, Tensor) and value.ndim in (3, 4, 5)
 
 
 def _describe(value: Any) -> str:

@@ -19,10 +19,12 @@ from gradcam_callback.engine.auto import (
 from gradcam_callback.engine.forward import prepared
 from gradcam_callback.engine.inputs import Inputs, ModelInputs
 from gradcam_callback.engine.layers import AUTO
+from gradcam_callback.engine.layouts import Grid
 from gradcam_callback.engine.references import with_references
 from gradcam_callback.engine.replica import Replica, ReplicaOptions, run_in_replica
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.engine.signal_graph import signal_graph
+from gradcam_callback.engine.spaces import with_axes
 from gradcam_callback.engine.survey import survey
 from gradcam_callback.errors import BadInputError
 from gradcam_callback.results import split_call
@@ -39,7 +41,7 @@ class ListedLayer:
         kind: The name of its class.
         output: What it returned, in words.
         layout: How that lies in space; empty where it does not, or it cannot be told.
-        cells: `(h, w)`; None where there is no layout.
+        cells: `(h, w)`, or what else the space has; None where there is no layout.
         gradient: The L2 norm of the gradient at its cells, of the first image; None where there is none.
         reason: Why "auto" does not take it; empty where it may.
         chosen: Whether "auto" takes it.
@@ -49,7 +51,7 @@ class ListedLayer:
     kind: str
     output: str
     layout: str
-    cells: tuple[int, int] | None
+    cells: Grid | None
     gradient: float | None
     reason: str
     chosen: bool
@@ -66,7 +68,7 @@ def list_layers(
         request: Its first target and its output count.
         options: How the replica is made.
     """
-    inputs = ModelInputs.of(inputs)
+    inputs = with_axes(model, ModelInputs.of(inputs), options)
     asked = with_references(model, inputs, (request or CAMRequest.of()).at(AUTO), options)
     sample = sample_to_explain(model, inputs, asked, options)
     inputs, wanted = inputs[sample], asked.part(sample)

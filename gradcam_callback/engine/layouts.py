@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from gradcam_callback.errors import BadInputError
 
-Grid = tuple[int, int]
-"""`(h, w)`: the rows and columns of a map."""
+Grid = tuple[int, ...]
+"""`(h, w)`: the rows and columns of a map; of a signal `(w,)`, of a volume `(d, h, w)`."""
 
 
 @runtime_checkable
@@ -28,11 +29,17 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class ChannelsFirst:
-    """`N K h w`, as convolutions return it."""
+    """`N K h w`, as convolutions return it.
+
+    Attributes:
+        axes: Of space: 1 in a signal, 2 in an image, 3 in a volume or a video.
+    """
+
+    axes: int = 2
 
     def find_activation(self, output: Any) -> Tensor | None:
-        """The first floating tensor with four axes, in nested containers too."""
-        return next((tensor for tensor in floating_tensors(output) if tensor.ndim == 4), None)
+        """The first floating tensor with so many axes behind the first two, in nested containers too."""
+        return next((tensor for tensor in floating_tensors(output) if tensor.ndim == 2 + self.axes), None)
 
     def to_maps(self, activation: Tensor) -> Tensor:
         """The same tensor."""
@@ -59,7 +66,7 @@ class Tokens:
     """`N T K`, or `N K T`: the cells of a grid, row by row, and extra tokens that stand for none of them.
 
     Attributes:
-        grid: `(h, w)`.
+        grid: `(h, w)`, or `(d, h, w)` of a video.
         extras: The positions of the tokens that are no cells (class tokens, registers), ascending.
         axis: Where the tokens are, 1 or 2; the channels are in the other.
     """
@@ -70,7 +77,7 @@ class Tokens:
 
     def find_activation(self, output: Any) -> Tensor | None:
         """The first floating tensor with three axes and so many tokens, in nested containers too."""
-        count = self.grid[0] * self.grid[1] + len(self.extras)
+        count = math.prod(self.grid) + len(self.extras)
         sequences = (tensor for tensor in floating_tensors(output) if tensor.ndim == 3)
         return next((tensor for tensor in sequences if tensor.shape[self.axis] == count), None)
 
@@ -109,7 +116,7 @@ class CustomLayout:
             ValueError: It makes something else than maps.
         """
         maps = self.function(activation)
-        if not isinstance(maps, Tensor) or maps.ndim != 4 or len(maps) != len(activation):
+        if not isinstance(maps, Tensor) or maps.ndim not in (3, 4, 5) or len(maps) != len(activation):
             raise BadInputError(
                 f"`layout` is a function that makes maps (N, K, h, w) of what a layer returned; of a tensor of shape "
                 f"{tuple(activation.shape)} it made {describe_output(maps)}."
@@ -148,10 +155,14 @@ LayoutInput = str | Mapping[str, Any] | Callable[[Tensor], Tensor] | Layout | No
 """What may be given for a layout: "nchw", "nhwc", "tokens", a grid and its extras, a function or its dotted name."""
 
 TOKENS = "tokens"
-_NAMED: Mapping[str, Layout] = {"nchw": CHANNELS_FIRST, "nhwc": CHANNELS_LAST}
+_NAMED: Mapping[str, Layout] = {
+    **{name: ChannelsFirst(axes) for axes, name in enumerate(("ncw", "nchw", "ncdhw"), 1)},
+    **{name: ChannelsLast(axes) for axes, name in enumerate(("nwc", "nhwc", "ndhwc"), 1)},
+}
 _POSSIBLE = (
-    'Possible: "nchw", "nhwc", "tokens", a grid of tokens such as {"grid": [14, 14], "extras": 1}, a function from a '
-    "tensor to (N, K, h, w) or its dotted name, or None to find the layout."
+    'Possible: "nchw", "nhwc" (of signals "ncw", "nwc", of volumes "ncdhw", "ndhwc"), "tokens", a grid of tokens such '
+    'as {"grid": [14, 14], "extras": 1}, a function from a tensor to (N, K, h, w) or its dotted name, or None to find '
+    "the layout."
 )
 
 
@@ -183,15 +194,17 @@ def _imported(name: str) -> Any:
 def _as_tokens(given: Mapping[str, Any]) -> Tokens:
     grid, extras = given.get("grid"), given.get("extras", 0)
     sides = grid if isinstance(grid, (list, tuple)) else ()
-    is_grid = len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)
+    is_grid = len(sides) in (1, 2, 3) and all(type(side) is int and side > 0 for side in sides)
     if not is_grid or set(given) - {"grid", "extras"}:
-        raise BadInputError(f"A layout of tokens has a grid of two whole numbers; given: {dict(given)!r}. {_POSSIBLE}")
+        raise BadInputError(
+            f"A layout of tokens has a grid of whole numbers, such as [14, 14]; given: {dict(given)!r}. {_POSSIBLE}"
+        )
     positions = tuple(range(extras)) if type(extras) is int else extras
     if not isinstance(positions, (list, tuple)) or not all(type(p) is int and p >= 0 for p in positions):
         raise BadInputError(
             f"`extras` is how many tokens stand before the grid, or their positions, counted from 0; given: {extras!r}."
         )
-    return Tokens((sides[0], sides[1]), tuple(sorted(positions)))
+    return Tokens(tuple(sides), tuple(sorted(positions)))
 
 
 def floating_tensors(output: Any) -> Iterator[Tensor]:

@@ -1,7 +1,8 @@
 """From activation and gradient to the map.
 
 Each formula takes the activation `A` and the gradient `G = dy/dA` of the score `y`, both float32 `(N, K, h, w)`, and
-returns float32 `(N, h, w)`, at least 0, not normalised. NaN goes in and comes out: nothing is repaired here.
+returns float32 `(N, h, w)`, at least 0, not normalised. NaN goes in and comes out: nothing is repaired here. Of signals
+the space is `w` alone, of volumes `d h w`; the sums over `ij` are over all of it.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def gradcam(activation: Tensor, gradient: Tensor) -> Tensor:
     Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017,
     equations 1 and 2.
     """
-    return _weighted(activation, gradient.mean(dim=(2, 3)))
+    return _weighted(activation, gradient.mean(dim=_space(gradient)))
 
 
 def gradcam_plus_plus(activation: Tensor, gradient: Tensor) -> Tensor:
@@ -70,9 +71,9 @@ def gradcam_plus_plus(activation: Tensor, gradient: Tensor) -> Tensor:
     lose it where `G^2` underflows. Where the denominator is zero, `a` is zero.
     """
     precise = _precise(gradient)
-    denominator = 2 + precise * _precise(activation).sum(dim=(2, 3), keepdim=True)
+    denominator = 2 + precise * _precise(activation).sum(dim=_space(activation), keepdim=True)
     alpha = torch.where(denominator == 0, 0, 1 / denominator)
-    return _weighted(activation, (alpha * precise.relu()).sum(dim=(2, 3)))
+    return _weighted(activation, (alpha * precise.relu()).sum(dim=_space(gradient)))
 
 
 def hirescam(activation: Tensor, gradient: Tensor) -> Tensor:
@@ -91,8 +92,8 @@ def xgradcam(activation: Tensor, gradient: Tensor) -> Tensor:
     A channel whose activation sums to zero has weight zero.
     """
     precise = _precise(activation)
-    total = precise.sum(dim=(2, 3))
-    evidence = (precise * gradient).sum(dim=(2, 3))
+    total = precise.sum(dim=_space(gradient))
+    evidence = (precise * gradient).sum(dim=_space(gradient))
     # Divided by infinity, a number is zero and NaN is NaN: a gradient that is not finite must not become a map.
     return _weighted(activation, evidence / torch.where(total == 0, torch.inf, total))
 
@@ -105,13 +106,18 @@ def layercam(activation: Tensor, gradient: Tensor) -> Tensor:
     return (gradient.relu() * activation).sum(dim=1).relu()
 
 
+def _space(maps: Tensor) -> tuple[int, ...]:
+    """The axes of space of `(N, K, ...)`."""
+    return tuple(range(2, maps.ndim))
+
+
 def _precise(tensor: Tensor) -> Tensor:
     """In float64, for a denominator that nearly cancels: float32 would not leave five digits of it."""
     return tensor if tensor.device.type == "mps" else tensor.double()
 
 
 def _weighted(activation: Tensor, weights: Tensor) -> Tensor:
-    return torch.einsum("nk,nkhw->nhw", weights.to(activation.dtype), activation).relu()
+    return torch.einsum("nk,nk...->n...", weights.to(activation.dtype), activation).relu()
 
 
 METHODS: dict[str, Method] = {

@@ -55,7 +55,7 @@ class LayerCall:
         layout: How that lies in space; None where it does not, or it cannot be told.
         evidence: What the layout is read by.
         reason: Why there is no layout; empty where there is one.
-        grid: `(h, w)`; None where there is no layout.
+        grid: `(h, w)`, or what else the space has; None where there is no layout.
         follows: Whether the cells lie where they are in the image; None where that was not put to the test.
     """
 
@@ -145,8 +145,8 @@ def watched(model: nn.Module, see: Callable[[CallKey, nn.Module, Any], None]) ->
 
 
 def main_activation(output: Any) -> Tensor | None:
-    """The tensor that is looked at in what a layer returned: the first floating one with three or four axes."""
-    return next((tensor for tensor in floating_tensors(output) if tensor.ndim in (3, 4)), None)
+    """The tensor that is looked at in what a layer returned: the first floating one with three to five axes."""
+    return next((tensor for tensor in floating_tensors(output) if tensor.ndim in (3, 4, 5)), None)
 
 
 def _read(call: LayerCall, layer: nn.Module, output: Any, reader: GridReader, kind: str | None) -> LayerCall:
@@ -158,9 +158,9 @@ def _read(call: LayerCall, layer: nn.Module, output: Any, reader: GridReader, ki
         reading = Reading(reason="which are no tokens")
     if reading.layout is None:
         return replace(call, reason=reading.reason)
-    height, width = reading.layout.to_maps(activation).shape[2:]
+    grid = tuple(reading.layout.to_maps(activation).shape[2:])
     follows = True if reading.evidence is Evidence.KIND else None
-    return replace(call, layout=reading.layout, evidence=reading.evidence, grid=(height, width), follows=follows)
+    return replace(call, layout=reading.layout, evidence=reading.evidence, grid=grid, follows=follows)
 
 
 # Extra tokens
@@ -240,7 +240,7 @@ def _following(
         if key in plain and plain[key].shape == maps.shape:
             changes.setdefault(key, []).append((maps - plain[key]).abs().sum((0, 1)))
 
-    halves = map(image.with_images, _half_altered(image.images, other.images))
+    halves = [image.with_images(images) for images in _half_altered(image.images, other.images, image.axes)]
     for number, copy in enumerate((image, *halves, other)):
         take = compare if number else keep
 
@@ -254,14 +254,18 @@ def _following(
     return {
         key: follows_image(*found, strictly=tested[key].evidence is Evidence.GUESS)
         for key, found in changes.items()
-        if len(found) == 5
+        if len(found) == 1 + len(halves)
     }
 
 
-def _half_altered(image: Tensor, other: Tensor) -> list[Tensor]:
-    """The image with its left, right, upper and lower half taken from another one."""
-    rows, columns = (torch.arange(side, device=image.device) < side // 2 for side in image.shape[-2:])
-    return [torch.where(half, other, image) for half in (columns, ~columns, rows[:, None], ~rows[:, None])]
+def _half_altered(image: Tensor, other: Tensor, axes: int) -> list[Tensor]:
+    """The image with its first and last half taken from another one, along each axis of space, the last axis first."""
+    changed = []
+    for axis in range(1, axes + 1):
+        side = image.shape[-axis]
+        is_first = (torch.arange(side, device=image.device) < side // 2).view(-1, *[1] * (axis - 1))
+        changed += [torch.where(half, other, image) for half in (is_first, ~is_first)]
+    return changed
 
 
 def altered(images: Tensor) -> Tensor:
@@ -276,25 +280,22 @@ def altered(images: Tensor) -> Tensor:
     return (mixed + 0.5 * torch.where(spread > 0, spread, 1.0) * noise).to(images.dtype)
 
 
-def follows_image(
-    left: Tensor, right: Tensor, top: Tensor, bottom: Tensor, whole: Tensor, *, strictly: bool = False
-) -> bool:
+def follows_image(*changes: Tensor, strictly: bool = False) -> bool:
     """Whether cells lie where they are in the image, by how much each changes `(h, w)` when a part of it is altered.
 
     See Note [Cells follow the image].
 
     Args:
-        left: When the left half of the image is altered; the others likewise.
-        right: The right half.
-        top: The upper half.
-        bottom: The lower half.
-        whole: All of it.
+        *changes: When the first half of the image is altered along its last axis, and the last half; likewise along
+            each axis before; at the end, when all of it is.
         strictly: Whether cells that all change alike do not follow.
     """
-    shares = [torch.where(whole > 0, change / whole, 0) for change in (left, right, top, bottom)]
+    *halves, whole = changes
+    shares = [torch.where(whole > 0, change / whole, 0) for change in halves]
     if not strictly and all(change.std(correction=0) <= _EVEN * change.mean() for change in shares):
         return True  # the network mixes its cells, as before it has learnt, and they tell nothing
-    return _changes_along(shares[0].T, shares[1].T) and _changes_along(shares[2], shares[3])
+    along = enumerate(zip(shares[::2], shares[1::2], strict=True), 1)
+    return all(_changes_along(first.movedim(-axis, 0), last.movedim(-axis, 0)) for axis, (first, last) in along)
 
 
 def _changes_along(first: Tensor, last: Tensor) -> bool:

@@ -23,6 +23,7 @@ from gradcam_callback.engine.output_survey import OutputSurvey, survey_output
 from gradcam_callback.engine.references import with_references
 from gradcam_callback.engine.replica import ReplicaOptions
 from gradcam_callback.engine.request import CAMRequest
+from gradcam_callback.engine.spaces import with_axes
 from gradcam_callback.engine.targets import Target, TargetInput, as_target
 from gradcam_callback.engine.transfer import copy_to_host
 from gradcam_callback.errors import ForwardFailedError
@@ -147,7 +148,8 @@ class ProbePass:
             ForwardFailedError: The model raised.
             PartFailedError: Something else failed in one of several processes.
         """
-        inputs = ModelInputs.of(inputs)
+        with self._model_errors_diagnosed(len(inputs)):
+            inputs = with_axes(model, ModelInputs.of(inputs), self.replica_options)
         request = replace(self.request.at(*self.layers), targets=tuple(map(as_target, targets)), layouts=self._layouts)
         with self._model_errors_diagnosed(len(inputs)):
             request = with_references(model, inputs, request, self.replica_options)

@@ -35,12 +35,14 @@ LABEL_NAMES = (LABEL_KEY, "labels", "target", "targets", "y", "mask", "masks")
 def find_images(batch: Any, key: Key = IMAGE_KEY) -> Tensor | Sequence[Tensor]:
     """The images of a batch, as it has them: `(N, C, H, W)`, `(N, H, W)`, or a list of `(C, H, W)`.
 
+    Volumes are `(N, C, D, H, W)`, signals `(N, C, W)`.
+
     Raises:
         ValueError: There are none.
     """
     names = (*IMAGE_NAMES, 0) if key == IMAGE_KEY else (key,)
     images = batch if isinstance(batch, Tensor) else find_entry(batch, "image_key", names)
-    if isinstance(images, Tensor) and images.ndim in (3, 4):
+    if isinstance(images, Tensor) and images.ndim in (3, 4, 5):
         return images
     is_list = isinstance(images, (list, tuple)) and len(images) > 0
     if is_list and all(isinstance(image, Tensor) and image.ndim == 3 for image in images):

@@ -25,7 +25,8 @@ class ProbeSet:
 
     Attributes:
         images: What the model's forward gets: `(N, C, H, W)`, or `(N, H, W)` where the batches hold grey images without
-            a channel axis. Of a new set they are on the CPU, contiguous, and in the batches' dtype.
+            a channel axis; volumes `(N, C, D, H, W)`, signals `(N, C, W)`. Of a new set they are on the CPU,
+            contiguous, and in the batches' dtype.
         labels: `(N,)` int64 on the CPU, or None where the data has no class indices.
         values: `(N,)` or `(N, L)` float32 on the CPU: labels of another kind, several an image or numbers.
         names: One short name a probe: "#3" is position 3; or the name of a file.
@@ -112,7 +113,7 @@ def make_probe_set(
 ) -> ProbeSet:
     """Put probes together with what the data set tells of them; `transforms` None takes those of the data set."""
     transforms = all_transforms(dataset) if transforms is None else transforms
-    mean, std = find_statistics(transforms, channels=images.shape[1] if images.ndim == 4 else 1)
+    mean, std = find_statistics(transforms, channels=1 if images.ndim == 3 else images.shape[1])
     return ProbeSet(
         images=images,
         labels=labels,

@@ -21,7 +21,8 @@ class TensorProbes(ProbeSource):
     """Images that are already what the model gets. From Python only; YAML has no tensors.
 
     Args:
-        images: `(N, C, H, W)`, floating point or uint8. A copy is kept.
+        images: `(N, C, H, W)`, floating point or uint8; volumes are `(N, C, D, H, W)`, signals `(N, C, W)`. A copy is
+            kept.
         labels: One class index an image.
         names: One short name an image. None numbers them.
         through_hooks: Whether the images pass through the model's batch-transfer hooks, as a batch `[images, labels]`.
@@ -34,7 +35,7 @@ class TensorProbes(ProbeSource):
         names: Sequence[str] | None = None,
         through_hooks: bool = False,
     ) -> None:
-        if not isinstance(images, Tensor) or images.ndim != 4 or images.numel() == 0:
+        if not isinstance(images, Tensor) or images.ndim not in (3, 4, 5) or images.numel() == 0:
             raise BadInputError(
                 f"images: expected a tensor (N, C, H, W) with at least one image, got {kind_of(images)}."
             )

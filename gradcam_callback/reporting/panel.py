@@ -1,10 +1,34 @@
-"""What a panel shows, before it is composed to a picture."""
+"""What a panel shows and looks like, before it is composed to a picture."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PanelStyle:
+    """What panels look like.
+
+    Attributes:
+        colormap: A name that matplotlib knows.
+        opacity: Of the map over the image, 0..1.
+        shared_scale: Whether the maps of a column share one scale, or each has its own.
+        class_names: Of the classes, by index; None shows the index.
+        mean: What was subtracted from the images' channels; None where that is not known.
+        std: What the channels were divided by; None where that is not known.
+        channels: Which channels of the images to show, one or three; None shows the first three.
+    """
+
+    colormap: str
+    opacity: float
+    shared_scale: bool
+    class_names: Sequence[str] | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    channels: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from gradcam_callback.causes import Cause
 from gradcam_callback.engine.device_results import TargetResult
 from gradcam_callback.engine.targets import Task
 from gradcam_callback.probes.probe_set import ProbeSet
-from gradcam_callback.reporting.panel import Panel, PanelColumn
-from gradcam_callback.reporting.rendering import outlines, tiles
+from gradcam_callback.reporting.drawing import PanelDrawing
+from gradcam_callback.reporting.panel import Panel, PanelColumn, PanelStyle
+from gradcam_callback.reporting.rendering import tiles
 from gradcam_callback.reporting.rendering.colormap import colormap_table
 from gradcam_callback.results import CAMResult, GradientState, LayerHealth, name_call
 
@@ -31,29 +32,6 @@ _VERDICTS = {
     GradientState.ZERO: "zero gradient",
     GradientState.NON_FINITE: "gradient not finite",
 }
-
-
-@dataclass(frozen=True)
-class PanelStyle:
-    """What panels look like.
-
-    Attributes:
-        colormap: A name that matplotlib knows.
-        opacity: Of the map over the image, 0..1.
-        shared_scale: Whether the maps of a column share one scale, or each has its own.
-        class_names: Of the classes, by index; None shows the index.
-        mean: What was subtracted from the images' channels; None where that is not known.
-        std: What the channels were divided by; None where that is not known.
-        channels: Which channels of the images to show, one or three; None shows the first three.
-    """
-
-    colormap: str
-    opacity: float
-    shared_scale: bool
-    class_names: Sequence[str] | None
-    mean: Sequence[float] | None
-    std: Sequence[float] | None
-    channels: Sequence[int] | None = None
 
 
 class PanelRenderer:
@@ -78,52 +56,20 @@ class PanelRenderer:
 
         Returns:
             A page after another: `(1 + layers * targets, n, th, tw, 3)` uint8, the inputs and the overlays, layer by
-            layer; then `(layers * targets, N)` float32, the peaks of the maps that are drawn; and `(targets, N, 4)`
-            float32, the numbers in the captions.
+            layer; then `(layers * targets, N)` float32, the peaks of the maps that are drawn; `(layers * targets, N)`
+            int64, which slices of volumes are drawn, -1 of anything else; and `(targets, N, 4)` float32, the numbers
+            in the captions.
 
         Raises:
             ValueError: `mean`, `std` or `channels` is for images with other channels.
         """
-        style, device = self.style, results[0].scores.values.device
-        table = colormap_table(style.colormap).to(device, non_blocking=True)
-        maps = [result.cams[layer] for layer in results[0].cams for result in results]
-        shown = self.probes.displayed[: PAGE_PROBES * MOST_PAGES].to(device)
-        shown = tiles.displayable(shown, style.mean, style.std, style.channels)
-        size = tiles.tile_size(*shown.shape[2:])
-        shared: list[Tensor | None] = [tiles.highest_peak(cam, size) if style.shared_scale else None for cam in maps]
-        pages, peaks = [], []
+        drawn, peaks, drawing = [], [], PanelDrawing(self.probes, self.style, results, PAGE_PROBES * MOST_PAGES)
         for page in self._pages():
-            drawn = [
-                tiles.overlays(shown[page], cam[page], table, style.opacity, size, peak=peak)
-                for cam, peak in zip(maps, shared, strict=True)
-            ]
-            inputs = self._with_labels(tiles.tiles(shown[page], size), page)
-            pages.append(torch.stack([inputs, *self._with_regions(drawn, results, page)]))
-            peaks.append(torch.stack([peak for _, peak in drawn]))
-        return [*pages, torch.cat(peaks, dim=1), torch.stack([_numbers(result) for result in results])]
-
-    def _with_labels(self, inputs: Tensor, page: slice) -> Tensor:
-        """The inputs with the boxes and the edges of the masks that the data give them."""
-        probes = self.probes
-        if probes.masks is not None:
-            inputs = outlines.draw_edges(inputs, probes.masks[page].to(inputs.device), outlines.LABEL)
-        if probes.boxes is not None:
-            boxes = outlines.pad_boxes([boxes for boxes, _ in probes.boxes[page]]).to(inputs.device)
-            inputs = outlines.draw_boxes(inputs, boxes, probes.image_size, outlines.LABEL)
-        return inputs
-
-    def _with_regions(
-        self, drawn: Sequence[tuple[Tensor, Tensor]], results: Sequence[TargetResult], page: slice
-    ) -> Iterator[Tensor]:
-        """The overlays with the box, or the edge of the region, that the score is of."""
-        for number, (pixels, _) in enumerate(drawn):
-            scores = results[number % len(results)].scores
-            if scores.regions is not None:
-                pixels = outlines.draw_edges(pixels, scores.regions[page], outlines.EXPLAINED)
-            if scores.boxes is not None:
-                boxes = scores.boxes[page].unsqueeze(1)
-                pixels = outlines.draw_boxes(pixels, boxes, self.probes.image_size, outlines.EXPLAINED)
-            yield pixels
+            pixels, highest = drawing.page(page)
+            drawn.append(pixels)
+            peaks.append(highest)
+        numbers = torch.stack([_numbers(result) for result in results])
+        return [*drawn, torch.cat(peaks, dim=1), drawing.slices, numbers]
 
     def panels(
         self, tensors: Sequence[Tensor], results: Sequence[CAMResult], targets: Sequence[str], heading: str
@@ -139,20 +85,22 @@ class PanelRenderer:
         Returns:
             Layer to its pages.
         """
-        *pages, peaks, numbers = tensors
+        *pages, peaks, slices, numbers = tensors
         captions = [CaptionData.of(rows, result) for rows, result in zip(numbers, results, strict=True)]
         panels: dict[str, list[Panel]] = {layer: [] for layer in results[0].cams}
         for page, (inputs, *overlays) in zip(self._pages(), pages, strict=True):
             for number, layer in enumerate(panels):
                 first = number * len(results)
-                columns = tuple(
-                    _column(captions[i], result, layer, title, self.style, overlays[first + i], peaks[first + i])
-                    for i, (result, title) in enumerate(zip(results, targets, strict=True))
-                )
+                columns = []
+                for i, (result, title) in enumerate(zip(results, targets, strict=True), first):
+                    column = _column(captions[i - first], result, layer, title, self.style, overlays[i], peaks[i])
+                    columns.append(_with_slices(column, slices[i].tolist(), result.input_size))
                 verdict = results[0].health[layer]
                 name = name_call(layer, verdict.calls, verdict.call)
                 title = f"{name}\n{heading} · {_name_cells(results[0], layer)}"
-                panels[layer].append(self._panel(title, page, inputs, captions[0], columns))
+                panel = self._panel(title, page, inputs, captions[0], columns)
+                words = _name_slices(panel.captions, slices[0][page].tolist(), results[0].input_size)
+                panels[layer].append(replace(panel, captions=words))
         return panels
 
     def _pages(self) -> Iterator[slice]:
@@ -185,9 +133,22 @@ class PanelRenderer:
 
 def _name_cells(result: CAMResult, layer: str) -> str:
     """How fine a map is, and what its cells are: "7 x 7 cells", "14 x 14 cells (tokens, 1 extra)"."""
-    height, width = result.cams[layer].shape[1:]
+    cells = " x ".join(map(str, result.cams[layer].shape[1:]))
     layout = result.layouts.get(layer, "channels first")
-    return f"{height} x {width} cells" + ("" if layout == "channels first" else f" ({layout})")
+    return f"{cells} cells" + ("" if layout == "channels first" else f" ({layout})")
+
+
+def _with_slices(column: PanelColumn, slices: Sequence[int], size: Sequence[int]) -> PanelColumn:
+    """A column whose captions tell which slices of volumes are drawn."""
+    captions = _name_slices(column.captions, slices, size)
+    pairs = zip(captions, column.captions, column.verdicts, strict=True)
+    return replace(column, captions=tuple(told if verdict is None else plain for told, plain, verdict in pairs))
+
+
+def _name_slices(captions: Sequence[str], slices: Sequence[int], size: Sequence[int]) -> tuple[str, ...]:
+    """Captions with the slices that are drawn, counted from 1; none below 0."""
+    named = (f"slice {number + 1} of {size[0]}" if number >= 0 else "" for number in slices)
+    return tuple("\n".join(filter(None, pair)) for pair in zip(captions, named, strict=True))
 
 
 def _part(column: PanelColumn, page: slice) -> PanelColumn:

@@ -99,7 +99,7 @@ def print_layers(layers: Sequence[ListedLayer], *, as_json: bool, console: Conso
     table.add_column("gradient", justify="right", no_wrap=True)
     table.add_column("auto", overflow="fold", min_width=16)
     for layer in layers:
-        cells = "" if layer.cells is None else f"{layer.cells[0]} x {layer.cells[1]}, {layer.layout}"
+        cells = "" if layer.cells is None else f"{' x '.join(map(str, layer.cells))}, {layer.layout}"
         norm = "" if layer.gradient is None else f"{layer.gradient:.2e}"
         verdict = "takes it" if layer.chosen else f"no: {layer.reason}" if layer.reason else "possible"
         output = layer.output.removeprefix("a tensor of shape ")

@@ -80,11 +80,12 @@ def _place(side: Tensor, scale: float, length: int) -> Tensor:
 def _drawn(tiles: Tensor, lines: Tensor, colour: Colour) -> Tensor:
     """Tiles with lines `(N, 1, th, tw)` bool on them, and a halo around each line."""
     halo = _grown(lines.float()).squeeze(1) > 0
-    drawn = _filled(tiles, halo, _HALO)
-    return _filled(drawn, lines.squeeze(1), colour)
+    drawn = fill(tiles, halo, _HALO)
+    return fill(drawn, lines.squeeze(1), colour)
 
 
-def _filled(tiles: Tensor, where: Tensor, colour: Colour) -> Tensor:
+def fill(tiles: Tensor, where: Tensor, colour: Colour) -> Tensor:
+    """Give pixels `(N, th, tw)` bool of tiles `(N, th, tw, 3)` a colour."""
     # Channel by channel, because a tensor made of the numbers would have to be copied to the device.
     planes = [plane.masked_fill(where, value) for plane, value in zip(tiles.unbind(3), colour, strict=True)]
     return torch.stack(planes, dim=3)
