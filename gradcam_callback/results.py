@@ -133,18 +133,20 @@ class CAMResult:
             Layer to float32 `(N, H, W)` in 0..1, bilinear (linear, trilinear). An all-zero map stays zero, a
             NaN map stays NaN.
         """
-        return {layer: _normalise(_enlarge(cam, size or self.input_size)) for layer, cam in self.cams.items()}
+        return {layer: normalise(enlarge(cam, size or self.input_size)) for layer, cam in self.cams.items()}
 
 
 _ENLARGING = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
-def _enlarge(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+def enlarge(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Maps `(N, h, w)` at another size, linearly along each axis; a map of NaN stays one."""
     mode = _ENLARGING[maps.ndim - 1]
     return F.interpolate(maps.unsqueeze(1), size=size, mode=mode, align_corners=False).squeeze(1)
 
 
-def _normalise(maps: Tensor) -> Tensor:
+def normalise(maps: Tensor) -> Tensor:
+    """Maps at least 0, each divided by its own maximum; one that is zero stays zero."""
     peak = maps.amax(dim=tuple(range(1, maps.ndim)), keepdim=True)
     return torch.where(peak == 0, maps, maps / peak)
 

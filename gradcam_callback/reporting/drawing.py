@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradcam_callback.engine.device_results import TargetResult
 from gradcam_callback.probes.probe_set import ProbeSet
+from gradcam_callback.reporting.fusion import fuse
 from gradcam_callback.reporting.panel import PanelStyle
 from gradcam_callback.reporting.rendering import outlines, signals, tiles, volumes
 from gradcam_callback.reporting.rendering.colormap import colormap_table
@@ -38,6 +39,8 @@ class PanelDrawing:
         device = results[0].scores.values.device
         self._table = colormap_table(style.colormap).to(device, non_blocking=True)
         self._maps = [result.cams[layer] for layer in results[0].cams for result in results]
+        if style.fuse and len(results[0].cams) > 1:
+            self._maps += [fuse(list(result.cams.values())) for result in results]
         self._curves: Tensor | None = None
         axes = self._maps[0].ndim - 1
         if axes == 2:

@@ -18,6 +18,7 @@ from gradcam_callback.engine.device_results import TargetResult
 from gradcam_callback.engine.targets import Task
 from gradcam_callback.probes.probe_set import ProbeSet
 from gradcam_callback.reporting.drawing import PanelDrawing
+from gradcam_callback.reporting.fusion import with_fused
 from gradcam_callback.reporting.panel import Panel, PanelColumn, PanelStyle
 from gradcam_callback.reporting.rendering import tiles
 from gradcam_callback.reporting.rendering.colormap import colormap_table
@@ -83,9 +84,12 @@ class PanelRenderer:
             heading: What stands above each panel, after the layer's name and, where it ran more than once, its call.
 
         Returns:
-            Layer to its pages.
+            Layer to its pages; `FUSED` to those of the mean over the layers.
         """
         *pages, peaks, slices, numbers = tensors
+        layers = len(results[0].cams)
+        if self.style.fuse and layers > 1:
+            results = list(map(with_fused, results))
         captions = [CaptionData.of(rows, result) for rows, result in zip(numbers, results, strict=True)]
         panels: dict[str, list[Panel]] = {layer: [] for layer in results[0].cams}
         for page, (inputs, *overlays) in zip(self._pages(), pages, strict=True):
@@ -96,7 +100,7 @@ class PanelRenderer:
                     column = _column(captions[i - first], result, layer, title, self.style, overlays[i], peaks[i])
                     columns.append(_with_slices(column, slices[i].tolist(), result.input_size))
                 verdict = results[0].health[layer]
-                name = name_call(layer, verdict.calls, verdict.call)
+                name = name_call(layer, verdict.calls, verdict.call) or f"fused: the mean of {layers} layers"
                 title = f"{name}\n{heading} · {_name_cells(results[0], layer)}"
                 panel = self._panel(title, page, inputs, captions[0], columns)
                 words = _name_slices(panel.captions, slices[0][page].tolist(), results[0].input_size)
