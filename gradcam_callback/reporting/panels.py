@@ -58,7 +58,7 @@ class PanelRenderer:
         Returns:
             A page after another: `(1 + layers * targets, n, th, tw, 3)` uint8, the inputs and the overlays, layer by
             layer; then `(layers * targets, N)` float32, the peaks of the maps that are drawn; `(layers * targets, N)`
-            int64, which slices of volumes are drawn, -1 of anything else; and `(targets, N, 4)` float32, the numbers
+            int64, which slices of volumes are drawn, -1 of anything else; and `(targets, N, 5)` float32, the numbers
             in the captions.
 
         Raises:
@@ -102,6 +102,7 @@ class PanelRenderer:
                 verdict = results[0].health[layer]
                 name = name_call(layer, verdict.calls, verdict.call) or f"fused: the mean of {layers} layers"
                 title = f"{name}\n{heading} · {_name_cells(results[0], layer)}"
+                title += f" · {captions[0].meaning}" if captions[0].meaning else ""
                 panel = self._panel(title, page, inputs, captions[0], columns)
                 words = _name_slices(panel.captions, slices[0][page].tolist(), results[0].input_size)
                 panels[layer].append(replace(panel, captions=words))
@@ -171,13 +172,26 @@ class CaptionData:
     prediction_probabilities: list[float]
     task: str = "classification"
     outputs: int = 2
+    own_probabilities: bool = False
+
+    @property
+    def meaning(self) -> str:
+        """What the probabilities are; empty where there are none."""
+        if self.task not in ("classification", "multilabel"):
+            return ""
+        if self.own_probabilities:
+            return "the model's own probabilities"
+        if self.task == "multilabel":
+            return f"a sigmoid of {self.outputs} labels"
+        return f"a softmax of {self.outputs} logits" if self.outputs > 2 else "probabilities of 2 classes"
 
     @classmethod
     def of(cls, numbers: Tensor, result: CAMResult) -> CaptionData:
-        """From `(N, 4)` numbers on the host, and what they are numbers of."""
-        targets, predictions, *probabilities = map(list, zip(*numbers.tolist(), strict=True))
+        """From `(N, 5)` numbers on the host, and what they are numbers of."""
+        targets, predictions, own, *probabilities = map(list, zip(*numbers.tolist(), strict=True))
         indices = list(map(int, targets)), list(map(int, predictions))
-        return cls(*indices, probabilities[0], probabilities[1], result.task, result.probabilities.shape[1])
+        outputs = result.probabilities.shape[1]
+        return cls(*indices, probabilities[0], probabilities[1], result.task, outputs, bool(own[0]))
 
     def name(self, index: int, number: float, names: Sequence[str] | None) -> str:
         """A class and its probability, or its share of the pixels; or a value, and which where there are several."""
@@ -200,9 +214,11 @@ class CaptionData:
 
 
 def _numbers(result: TargetResult) -> Tensor:
-    """What a `CaptionData` is made of, on the device: `(N, 4)`."""
+    """What a `CaptionData` is made of, on the device: `(N, 5)`."""
     scores = result.scores
-    return torch.cat([torch.stack([scores.targets, scores.predictions], dim=1).float(), scores.numbers], dim=1)
+    own = torch.zeros_like(scores.targets) if scores.own is None else scores.own
+    whole = torch.stack([scores.targets, scores.predictions, own], dim=1).float()
+    return torch.cat([whole, scores.numbers], dim=1)
 
 
 def _column(
