@@ -77,7 +77,9 @@ class Prober:
         with self._running(trainer):
             targets, inputs = self.targets(probes), self._inputs(pl_module, probes)
             self._pass.select_auto(pl_module, inputs, targets[0])
-            return self._pass.run(pl_module, inputs, targets, lambda found: renderer.render(found.by_target))
+            return self._pass.run(
+                pl_module, inputs, targets, lambda found: renderer.render(found.by_target, found.extent)
+            )
 
     def panels(self, trainer: Trainer, result: ProbePassResult, renderer: PanelRenderer) -> dict[str, list[Panel]]:
         """The pages of each layer's panel.

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from gradcam_callback.causes import Cause
 
+Extent = tuple[float, float, float, float]
+"""Where the image lies in the padded image that a network sees: top, left, bottom, right, as shares of its sides."""
+
 
 class GradientState(str, Enum):
     """What the gradient of one probe at one layer is worth."""
@@ -105,6 +108,8 @@ class CAMResult:
         input_size: `(H, W)` of the inputs, in pixels; of signals `(W,)`, of volumes `(D, H, W)`.
         task: What was explained: "classification", "multilabel", "regression", "segmentation", "detection" or "value".
         layouts: Layer to how its output lies in space, in words: "channels first", "tokens, 1 extra".
+        extent: Where the image lies in the padded image that the maps cover; None where they cover the image, or where
+            that was not looked for: it is for "auto", and by the callback.
         absence: What to say of a probe that has nothing to explain, in a word or two: "no box".
         regions: `(N, h, w)` bool, the pixels of the output that the score was taken over; None where there are none.
         boxes: `(N, 4)` float32, the box whose score was explained, in pixels of the input; None where there is none.
@@ -119,6 +124,7 @@ class CAMResult:
     input_size: tuple[int, ...]
     task: str = "classification"
     layouts: Mapping[str, str] = field(default_factory=dict)
+    extent: Extent | None = None
     absence: str = ""
     regions: Tensor | None = None
     boxes: Tensor | None = None
@@ -133,7 +139,31 @@ class CAMResult:
             Layer to float32 `(N, H, W)` in 0..1, bilinear (linear, trilinear). An all-zero map stays zero, a
             NaN map stays NaN.
         """
-        return {layer: normalise(enlarge(cam, size or self.input_size)) for layer, cam in self.cams.items()}
+        size = size or self.input_size
+        return {
+            layer: normalise(enlarge(cam, size) if self.extent is None else within(cam, self.extent, size))
+            for layer, cam in self.cams.items()
+        }
+
+
+def within(maps: Tensor, extent: Extent, size: tuple[int, ...]) -> Tensor:
+    """The part of maps that lies in the image.
+
+    Args:
+        maps: `(N, h, w)`, of the padded image.
+        extent: Of the image in it.
+        size: `(H, W)` of what is given back.
+
+    Returns:
+        `(N, H, W)`, bilinear.
+    """
+    top, left, bottom, right = extent
+    rows = top + (torch.arange(size[0], device=maps.device) + 0.5) / size[0] * (bottom - top)
+    columns = left + (torch.arange(size[1], device=maps.device) + 0.5) / size[1] * (right - left)
+    # Places from -1 to 1 between the outer edges of the cells, as `grid_sample` has them.
+    places = torch.stack(torch.meshgrid(2 * columns - 1, 2 * rows - 1, indexing="xy"), dim=2)
+    grid = places.expand(len(maps), *places.shape).to(maps.dtype)
+    return F.grid_sample(maps.unsqueeze(1), grid, padding_mode="border", align_corners=False).squeeze(1)
 
 
 _ENLARGING = {1: "linear", 2: "bilinear", 3: "trilinear"}

@@ -17,7 +17,7 @@ from gradcam_callback.engine import health
 from gradcam_callback.engine.health import Examination
 from gradcam_callback.engine.layouts import Layout
 from gradcam_callback.engine.targets import Scores
-from gradcam_callback.results import CAMResult
+from gradcam_callback.results import CAMResult, Extent
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,12 +59,14 @@ class DeviceResults:
         by_target: One a target, in the order of the request.
         input_size: `(H, W)` of the images, in pixels; of signals `(W,)`, of volumes `(D, H, W)`.
         modified_weights: The weights that the model's forward has written to in place, as of `Replica`.
+        extent: Where the image lies in the padded image that the maps cover, as of `CAMResult`.
         layouts: Layer to how its output lies in space.
     """
 
     by_target: tuple[TargetResult, ...]
     input_size: tuple[int, ...]
     modified_weights: tuple[str, ...] = ()
+    extent: Extent | None = None
     layouts: Mapping[str, Layout] = field(default_factory=dict)
 
     @property
@@ -149,6 +151,7 @@ def judge(results: DeviceResults, verdicts: Tensor) -> list[CAMResult]:
             input_size=results.input_size,
             task=result.scores.task,
             layouts={layer: str(layout) for layer, layout in results.layouts.items()},
+            extent=results.extent,
             absence=result.scores.absence,
             regions=result.scores.regions,
             boxes=result.scores.boxes,

@@ -16,6 +16,7 @@ from gradcam_callback.reporting.fusion import fuse
 from gradcam_callback.reporting.panel import PanelStyle
 from gradcam_callback.reporting.rendering import outlines, signals, tiles, volumes
 from gradcam_callback.reporting.rendering.colormap import colormap_table
+from gradcam_callback.results import Extent, within
 
 
 class PanelDrawing:
@@ -26,6 +27,7 @@ class PanelDrawing:
         style: What it should look like.
         results: One a target, of the same layers.
         most: How many probes are drawn at most.
+        extent: Where the images lie in what the maps cover, as of `CAMResult`.
 
     Attributes:
         slices: `(M, N)` int64, the slice of each volume that is drawn under each map; -1 of what is no volume.
@@ -34,7 +36,14 @@ class PanelDrawing:
         ValueError: `mean`, `std` or `channels` is for images with other channels.
     """
 
-    def __init__(self, probes: ProbeSet, style: PanelStyle, results: Sequence[TargetResult], most: int) -> None:
+    def __init__(
+        self,
+        probes: ProbeSet,
+        style: PanelStyle,
+        results: Sequence[TargetResult],
+        most: int,
+        extent: Extent | None = None,
+    ) -> None:
         self._probes, self._style, self._results = probes, style, results
         device = results[0].scores.values.device
         self._table = colormap_table(style.colormap).to(device, non_blocking=True)
@@ -50,6 +59,8 @@ class PanelDrawing:
         else:
             self._draw_volumes(probes.images[:most].to(device))
         self._size = tiles.tile_size(*self._pictures[0].shape[2:]) if axes != 1 else signals.SIZE
+        if extent is not None:
+            self._maps = [within(cam, extent, self._size) for cam in self._maps]
         is_shared = style.shared_scale
         self._shared = [tiles.highest_peak(cam, self._size) if is_shared else None for cam in self._maps]
 
