@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -30,6 +31,8 @@ from gradcam_callback.engine.targets import OutputSpec, TargetInput
 from gradcam_callback.engine.transfer import copy_to_host
 from gradcam_callback.errors import BadInputError
 from gradcam_callback.results import CAMResult, GradientState, split_call
+
+log = logging.getLogger(__name__)
 
 _NO_OPTIONS = ReplicaOptions()
 MODIFIED_REMEDY = "Have forward write to a buffer, or to a copy of them, or in training mode alone."
@@ -130,6 +133,10 @@ def explain(
     request = with_references(model, inputs, request, options)
     if request.uses_auto:
         request = choose_layer(model, inputs, request, options=options)
+        if request.remark:
+            log.warning(
+                '"auto" takes the layer %r: %s. `target_layers` names another.', *request.layers, request.remark
+            )
         seen = survey_output(model, inputs, request, options=options)
         request, extent = replace(request, samples_depend=seen.samples_depend), seen.extent
 
