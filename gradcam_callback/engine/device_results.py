@@ -45,6 +45,11 @@ class TargetResult:
         """Layer to map: float32 `(N, h, w)`; NaN for each probe without a usable gradient."""
         return {layer: found.cam for layer, found in self.examinations.items()}
 
+    @property
+    def extents(self) -> dict[str, Tensor | None]:
+        """Layer to which part of its map each image is, as of `Examination`."""
+        return {layer: found.extents for layer, found in self.examinations.items()}
+
     def to(self, device: torch.device | str) -> TargetResult:
         """The same on another device."""
         examinations = {layer: found.to(device) for layer, found in self.examinations.items()}
@@ -60,12 +65,14 @@ class DeviceResults:
         input_size: `(H, W)` of the images, in pixels; of signals `(W,)`, of volumes `(D, H, W)`.
         modified_weights: The weights that the model's forward has written to in place, as of `Replica`.
         layouts: Layer to how its output lies in space.
+        sizes: `(h, w)` of each image, where the model takes a list of them.
     """
 
     by_target: tuple[TargetResult, ...]
     input_size: tuple[int, ...]
     modified_weights: tuple[str, ...] = ()
     layouts: Mapping[str, Layout] = field(default_factory=dict)
+    sizes: tuple[tuple[int, int], ...] | None = None
 
     @property
     def verdicts(self) -> Tensor:
@@ -76,6 +83,14 @@ class DeviceResults:
     def to(self, device: torch.device | str) -> DeviceResults:
         """The same on another device."""
         return replace(self, by_target=tuple(result.to(device) for result in self.by_target))
+
+    def within(self, shares: Tensor | None) -> DeviceResults:
+        """The same, where each image is only a share of what the layers see, as of `extents`; None: all of it."""
+        if shares is None:
+            return self
+        return self._with(
+            [{layer: found.within(shares) for layer, found in one.examinations.items()} for one in self.by_target]
+        )
 
     def renamed(self, layer: str) -> DeviceResults:
         """The results of one layer under another name."""
@@ -103,7 +118,10 @@ class DeviceResults:
         if len(parts) == 1:
             return parts[0]
         by_target = [_concat(results) for results in zip(*(part.by_target for part in parts), strict=True)]
-        return replace(parts[0], by_target=tuple(by_target), modified_weights=_all_modified(parts))
+        sizes = None if parts[0].sizes is None else tuple(size for part in parts for size in part.sizes or ())
+        largest = tuple(map(max, zip(*(part.input_size for part in parts), strict=True)))
+        told = replace(parts[0], modified_weights=_all_modified(parts), sizes=sizes, input_size=largest)
+        return replace(told, by_target=tuple(by_target))
 
     @classmethod
     def side_by_side(cls, parts: Sequence[DeviceResults]) -> DeviceResults:
@@ -152,6 +170,8 @@ def judge(results: DeviceResults, verdicts: Tensor) -> list[CAMResult]:
             absence=result.scores.absence,
             regions=result.scores.regions,
             boxes=result.scores.boxes,
+            sizes=results.sizes,
+            extents={layer: found.extents for layer, found in result.examinations.items() if found.extents is not None},
         )
         for number, result in enumerate(results.by_target)
     ]
