@@ -101,6 +101,8 @@ class GradCAMCallback(Callback):
         opacity: Of the map over the image, 0 to 1.
         scale: `each` scales every map by its own maximum; `shared` scales all probes of a panel by one, so that they
             can be compared.
+        fuse: Whether several layers make one more panel, `gradcam/fused`: the mean of their heatmaps, each scaled to
+            0..1 before.
         source_lines: Whether alerts quote the lines of code that they blame, with full paths. What looks like a secret
             is masked in any case.
 
@@ -135,6 +137,7 @@ class GradCAMCallback(Callback):
         colormap: str = "turbo",
         opacity: float = 0.5,
         scale: Scale = "each",
+        fuse: bool = False,
         source_lines: bool = True,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}

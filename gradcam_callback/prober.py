@@ -45,6 +45,11 @@ class Prober:
         """The full names of the layers; before "auto" has chosen, "auto"."""
         return self._pass.layers
 
+    @property
+    def remark(self) -> str:
+        """What is to be said of the layer that "auto" has chosen; empty where it is nothing."""
+        return self._pass.remark
+
     def bind_model(self, pl_module: LightningModule, processes: ProcessGroup) -> None:
         """Find the layers in the model, and know the processes that take part.
 
@@ -83,6 +88,7 @@ class Prober:
         if result.render_failure is not None:
             raise result.render_failure
         heading = f"{self._settings.method} · epoch {trainer.current_epoch} · step {trainer.global_step}"
+        heading += f" · {self.remark}" if self.remark else ""
         return renderer.panels(result.rendered, result.results, self.titles(renderer.probes), heading)
 
     def diagnose(self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet) -> list[tuple[str, Diagnosis]]:

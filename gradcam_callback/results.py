@@ -143,7 +143,7 @@ class CAMResult:
         return {layer: draw(cam, self.extents.get(layer), size or self.input_size) for layer, cam in self.cams.items()}
 
     def _enlarged(self, cams: Tensor, extents: Tensor | None, size: tuple[int, ...]) -> Tensor:
-        return _normalise(enlarge(cams, size, extents))
+        return normalise(enlarge(cams, size, extents))
 
     def _on_canvas(self, cams: Tensor, extents: Tensor | None, size: tuple[int, ...]) -> Tensor:
         """Each at the size of its own image, at the upper left; rows of NaN stay such."""
@@ -151,7 +151,7 @@ class CAMResult:
         for probe, (height, width) in enumerate(self.sizes or ()):
             part = slice(probe, probe + 1)
             own = enlarge(cams[part], (height, width), None if extents is None else extents[part])
-            canvas[part, :height, :width] = _normalise(own)
+            canvas[part, :height, :width] = normalise(own)
         return canvas
 
 
@@ -159,7 +159,7 @@ _ENLARGING = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def enlarge(maps: Tensor, size: tuple[int, ...], extents: Tensor | None = None) -> Tensor:
-    """Enlarge maps to the size of their images.
+    """Enlarge maps, to the size of their images mostly; a map of NaN stays one.
 
     Args:
         maps: `(N, h, w)`; of signals `(N, w)`, of volumes `(N, d, h, w)`.
@@ -186,7 +186,8 @@ def _places(first: Tensor, last: Tensor, pixels: int, cells: int) -> Tensor:
     return (first[:, None] + (last - first)[:, None] * shares) * 2 / cells - 1
 
 
-def _normalise(maps: Tensor) -> Tensor:
+def normalise(maps: Tensor) -> Tensor:
+    """Maps at least 0, each divided by its own maximum; one that is zero stays zero."""
     peak = maps.amax(dim=tuple(range(1, maps.ndim)), keepdim=True)
     return torch.where(peak == 0, maps, maps / peak)
 

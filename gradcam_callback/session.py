@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from gradcam_callback import trainer_context
+from gradcam_callback.engine import auto
 from gradcam_callback.engine.layer_listing import ListedLayer
 from gradcam_callback.engine.layers import AUTO
 from gradcam_callback.errors import BadInputError
@@ -28,6 +29,20 @@ from gradcam_callback.settings import Memory, Settings
 DEPENDENT_SAMPLES = (
     "In evaluation mode the samples of a batch depend on each other in this model (a mean over the batch, or a batch "
     "normalisation without running statistics). Each probe is explained by its own score, in the batch of all probes."
+)
+_OF_REMARK = {
+    auto.EARLY: (
+        "It is an early layer, because the whole signal passes through no later one: its map shows simple features. "
+        "Another layer can be named in `target_layers`."
+    ),
+    auto.NOT_ALL: (
+        "A part of the signal goes past it: the map does not show all that the score comes from. Another layer can be "
+        "named in `target_layers`."
+    ),
+}
+SEVERAL_OUTPUTS = (
+    "The model returns {count} outputs of one shape, and Grad-CAM explains the first of them; choose another with "
+    "`output`: a key or a position, counted from 0."
 )
 
 
@@ -219,9 +234,11 @@ class Session:
         result = self._prober.explain(trainer, pl_module, probes, renderer)
         if not is_chosen:
             text = f"Grad-CAM explains the layer {self.layers[0]!r}, which `target_layers: auto` chose."
-            self.reporter.notice(trainer, text)
+            self.reporter.notice(trainer, f"{text} {_OF_REMARK.get(self._prober.remark, '')}".strip())
         self.reporter.notice_calls(trainer, result.results[0])
         self.reporter.notice(trainer, self._prober.task_notice(probes, result.results[0]))
+        count = result.output.alternatives
+        self.reporter.notice(trainer, SEVERAL_OUTPUTS.format(count=count) if count > 1 else "")
         self.reporter.notice(trainer, DEPENDENT_SAMPLES if result.output.samples_depend else "")
         self.reporter.record_health(trainer, result, self._prober.titles(probes))
         return result

@@ -43,6 +43,7 @@ class Settings:
     colormap: str
     opacity: float
     scale: Scale
+    fuse: bool
     source_lines: bool
 
     @classmethod
@@ -113,6 +114,7 @@ class Settings:
             mean=self.mean or probes.mean,
             std=self.std or probes.std,
             channels=self.channels,
+            fuse=self.fuse,
         )
 
 

@@ -14,7 +14,7 @@ from test_explain import WithAuxiliary, net
 from torch import Tensor, nn
 
 from gradcam_callback import compute_cam
-from gradcam_callback.engine.auto import _gets_gradient, choose_layer
+from gradcam_callback.engine.auto import EARLY, NOT_ALL, _gets_gradient, choose_layer
 from gradcam_callback.engine.inputs import ModelInputs
 from gradcam_callback.engine.layouts import CHANNELS_FIRST, CHANNELS_LAST, Layout, Tokens
 from gradcam_callback.engine.request import CAMRequest
@@ -124,6 +124,36 @@ class Joined(nn.Module):
 
 def test_auto_takes_no_branch_alone() -> None:
     assert chosen(Joined(), torch.randn(2, 3, 8, 8))[0] == "stem"
+
+
+class Deep(nn.Module):
+    """Ten layers of two branches that are joined in the end: the whole signal passes the stem alone."""
+
+    def __init__(self, joined: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.one, self.two = ([nn.Conv2d(4, 4, 3, padding=1) for _ in range(5)] for _ in range(2))
+        self.rest, self.fc, self.joined = nn.ModuleList(self.one + self.two), nn.Linear(8, 3), joined
+
+    def forward(self, images: Tensor) -> Tensor:
+        ways = []
+        start = self.stem(images).relu() if self.joined else images.mean(1, keepdim=True).expand(-1, 4, -1, -1)
+        for branch in (self.one, self.two):
+            maps = start
+            for layer in branch:
+                maps = layer(maps).relu()
+            ways.append(maps.mean((2, 3)))
+        return self.fc(torch.cat(ways, 1))
+
+
+@pytest.mark.parametrize(("joined", "remark"), [(True, EARLY), (False, NOT_ALL)])
+def test_what_is_to_be_said_of_the_layer(joined: bool, remark: str) -> None:
+    model = Deep(joined)
+    if not joined:
+        del model.stem
+    assert choose_layer(model, torch.randn(2, 3, 8, 8)).remark == remark
+    assert choose_layer(Joined(), torch.randn(2, 3, 8, 8)).remark == ""
 
 
 class Structured(nn.Module):

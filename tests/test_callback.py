@@ -44,6 +44,8 @@ from gradcam_callback import (
     ValidationProbes,
     compute_cam,
 )
+from gradcam_callback.engine import auto
+from gradcam_callback.reporting.panels import PanelRenderer
 from gradcam_callback.reporting.sinks.disk_space import NoSpaceError
 
 MakeRun = Callable[..., Run]
@@ -957,6 +959,49 @@ def test_numbers_that_are_said_to_be_classes_are_drawn(run: MakeRun, names: list
 
     assert fit.alerts == []
     assert fit.events.steps(PANEL) == [STEPS]
+
+
+def test_of_several_outputs_of_one_shape_the_first_is_explained_and_it_is_said(
+    run: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    class TwoHeads(Classifier):
+        def forward(self, images: Tensor) -> Any:
+            logits = super().forward(images)
+            return logits, -logits
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return torch.nn.functional.cross_entropy(self(batch[0])[0], batch[1])
+
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self(batch[0])
+
+    with caplog.at_level(logging.INFO, "gradcam_callback"):
+        run(cb(), TwoHeads(), max_epochs=2).fit()
+        run(cb(output=1), TwoHeads(), max_epochs=1).fit()
+    told = [record.message for record in caplog.records if "outputs of one shape" in record.message]
+    assert len(told) == 1
+    assert "returns 2 outputs" in told[0]
+    assert "`output`" in told[0]
+
+
+def test_what_is_to_be_said_of_the_layer_of_auto_is_said_and_stands_in_the_panel(
+    run: MakeRun, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "_FEW", 1)
+    monkeypatch.setattr(auto, "_EARLY", 2)
+    titles: list[str] = []
+    original = PanelRenderer.panels
+
+    def keep(self: Any, *args: Any) -> Any:
+        found = original(self, *args)
+        titles.extend(page.title for pages in found.values() for page in pages)
+        return found
+
+    monkeypatch.setattr(PanelRenderer, "panels", keep)
+    with caplog.at_level(logging.INFO, "gradcam_callback"):
+        run(GradCAMCallback(probes=3), max_epochs=1).fit()
+    assert any("It is an early layer" in record.message for record in caplog.records)
+    assert f" · {auto.EARLY} · " in titles[-1]
 
 
 def own_map(module: Classifier, images: Tensor, probe: int, target: int) -> Tensor:

@@ -120,6 +120,21 @@ def test_vectors_of_length_1_are_an_embedding(images: Tensor, finish: Any, expec
     assert surveyed(images, finish=finish).is_embedding is expected
 
 
+@pytest.mark.parametrize(
+    ("finish", "output", "expected"),
+    [
+        (lambda y: (y, y + 1), None, 2),
+        (lambda y: {"species": y, "colour": -y, "maps": y[:, :, None, None, None]}, None, 2),
+        (lambda y: (y, y + 1), 1, 1),
+        (lambda y: {"logits": y, "aux": y}, None, 1),
+        (lambda y: y, None, 1),
+    ],
+    ids=["two heads", "two names", "chosen", "named", "one"],
+)
+def test_several_heads_of_one_shape_are_counted(images: Tensor, finish: Any, output: Any, expected: int) -> None:
+    assert surveyed(images, finish=finish, output=output).alternatives == expected
+
+
 def test_where_memory_is_short_for_two_images_nothing_is_known(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     def short(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")

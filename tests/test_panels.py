@@ -67,7 +67,14 @@ def pages_of(
 
 def on_device(results: list[CAMResult]) -> Any:
     """What the renderer needs of results before they are judged."""
-    return [SimpleNamespace(cams=result.cams, scores=scores_of(result)) for result in results]
+    return [
+        SimpleNamespace(
+            cams=result.cams,
+            scores=scores_of(result),
+            extents={layer: result.extents.get(layer) for layer in result.cams},
+        )
+        for result in results
+    ]
 
 
 def scores_of(result: CAMResult) -> Scores:
@@ -85,7 +92,10 @@ def panel_of(*args: Any, **options: Any) -> Panel:
 
 def test_the_layer_stands_on_a_line_of_its_own() -> None:
     """The first line is large and bold; method, epoch and step belong in the small one beneath."""
-    assert panel_of([cam_result(verdict(OK, OK))], ["predicted"]).title == f"{LAYER}\ngradcam · 4 x 4 cells"
+    assert (
+        panel_of([cam_result(verdict(OK, OK))], ["predicted"]).title
+        == f"{LAYER}\ngradcam · 4 x 4 cells · a softmax of 3 logits"
+    )
 
 
 def test_input_captions_name_probe_label_and_prediction() -> None:
@@ -93,6 +103,26 @@ def test_input_captions_name_probe_label_and_prediction() -> None:
 
     assert panel.captions == ("#0\nlabel: ant\npredicted: ant 0.70", "#1\nlabel: bee\npredicted: ant 0.70")
     assert panel.correct == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "own", "told"),
+    [
+        ("classification", 3, False, "a softmax of 3 logits"),
+        ("classification", 2, False, "probabilities of 2 classes"),
+        ("classification", 3, True, "the model's own probabilities"),
+        ("multilabel", 3, False, "a sigmoid of 3 labels"),
+        ("regression", 3, False, "4 x 4 cells"),
+        ("value", 1, False, "4 x 4 cells"),
+    ],
+)
+def test_the_heading_tells_what_the_probabilities_are(
+    monkeypatch: pytest.MonkeyPatch, task: str, outputs: int, own: bool, told: str
+) -> None:
+    original = scores_of
+    monkeypatch.setitem(globals(), "scores_of", lambda r: replace(original(r), own=torch.tensor([own, own])))
+    result = cam_result(verdict(OK, OK), task=task, probabilities=torch.full((2, outputs), 0.5))
+    assert panel_of([result], ["predicted"]).title.endswith(f" · {told}")
 
 
 def test_without_labels_nothing_is_right_or_wrong() -> None:
@@ -362,7 +392,7 @@ def test_many_probes_are_drawn_in_pages_of_one_scale(monkeypatch: pytest.MonkeyP
     for name in ("captions", "correct"):
         assert sum((getattr(page, name) for page in pages), ()) == getattr(whole, name)
     assert sum((page.columns[0].captions for page in pages), ()) == whole.columns[0].captions
-    assert [page.title.split(" · ")[2] for page in pages] == [
+    assert [page.title.split(" · ")[-1] for page in pages] == [
         f"probes {n} of 5" for n in ("1 to 2", "3 to 4", "5 to 5")
     ]
 
@@ -402,7 +432,7 @@ def test_drawing_never_waits_for_the_device() -> None:
     tensors = {name: getattr(result, name).to("meta") for name in ("targets", "scores", "predictions", "probabilities")}
     result = replace(result, **tensors, cams={LAYER: result.cams[LAYER].to("meta")}, health={})
     drawn = PanelRenderer(probe_set(), replace(STYLE, shared_scale=True)).render(on_device([result, result]))
-    assert [tuple(tensor.shape) for tensor in drawn] == [(3, 2, 176, 176, 3), (2, 2), (2, 2), (2, 2, 4)]
+    assert [tuple(tensor.shape) for tensor in drawn] == [(3, 2, 176, 176, 3), (2, 2), (2, 2), (2, 2, 5)]
     assert all(tensor.is_meta for tensor in drawn)
 
 

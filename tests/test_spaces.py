@@ -245,7 +245,7 @@ def test_a_panel_of_each(tmp_path: Any, axes: int, cells: str, monkeypatch: pyte
     assert run.callback.alerts == []
     assert run.events.steps("gradcam/network.stage") == [2]
     [panel] = drawn[-1]["network.stage"]
-    assert panel.title.endswith(cells)
+    assert f" · {cells} · " in panel.title
     told = [caption.splitlines()[-1] for column in panel.columns for caption in column.captions]
     assert all(text.startswith("slice ") and text.endswith(" of 6") for text in told) is (axes == 3)
     result = run.callback.last_result

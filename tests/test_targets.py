@@ -18,6 +18,7 @@ from gradcam_callback.engine.targets import (
     choose_targets,
     class_count,
     find_logits,
+    own_probabilities,
     predict,
     score,
 )
@@ -342,6 +343,26 @@ def test_what_a_softmax_made_is_a_probability_already() -> None:
     torch.testing.assert_close(predict(rows.softmax(1))[1], LOGITS.softmax(1))
     torch.testing.assert_close(predict(rows.log_softmax(1))[1], LOGITS.softmax(1))
     torch.testing.assert_close(predict(rows.sigmoid())[1], LOGITS.sigmoid())
+
+
+@pytest.mark.parametrize(
+    ("finish", "own"),
+    [
+        (lambda y: y.softmax(1).detach(), True),
+        (lambda y: (y.softmax(1) + (y * 2).softmax(1)) / 2, True),
+        (lambda y: y.softmax(1).half(), True),
+        (lambda y: y, False),
+        (lambda y: y.softmax(1) * 1.01, False),
+        (lambda y: y.sigmoid().detach()[:, :1], False),
+    ],
+    ids=["without a graph", "a mean of two", "half", "logits", "no sum of one", "a single number"],
+)
+def test_rows_that_sum_to_one_are_probabilities(finish: Any, own: bool) -> None:
+    given = finish(LOGITS.clone().requires_grad_())
+    assert own_probabilities(given).tolist() == [own, own]
+    if given.shape[1] > 1:
+        wanted = given.detach().float() if own else given.detach().softmax(1)
+        torch.testing.assert_close(predict(given)[1], wanted)
 
 
 def test_small_logits_are_no_probabilities() -> None:

@@ -48,6 +48,10 @@ log = logging.getLogger(__name__)
 _NO_OPTIONS = ReplicaOptions()
 # How many layers are tried by a pass of their own. The first one nearly always answers.
 _TRIES = 8
+# Of at least so many layers with space, one is early that comes in this first share of them.
+_FEW, _EARLY = 8, 0.25
+EARLY, NOT_ALL = "an early layer", "a part of the signal goes past it"
+"""What may be said of the layer: its map shows simple features, or not all that the score comes from."""
 # How many samples are looked at for one that has something to explain.
 _SAMPLES = 8
 
@@ -86,10 +90,11 @@ def choose_layer(
     spatial = [call for call in found.calls if not reason_by_shape(call)]
     if not spatial:
         raise BadInputError(_nothing_found(model, found))
-    best = _best(model, inputs, wanted, spatial, options)
+    best, takes_all = _best(model, inputs, wanted, spatial, options)
     assert best.layout is not None
     log.debug('"auto" chose the layer %r (%s).', best.name, best.layout)
-    return asked.at(best.full_name).reading({best.full_name: best.layout})
+    remark = NOT_ALL if not takes_all else EARLY if _is_early(best, spatial) else ""
+    return replace(asked.at(best.full_name).reading({best.full_name: best.layout}), remark=remark)
 
 
 def find_layouts(model: nn.Module, inputs: ModelInputs, request: CAMRequest) -> CAMRequest:
@@ -131,7 +136,9 @@ def _layout_of(found: Survey, name: str, axes: int) -> Layout:
 
 def _best(
     model: nn.Module, inputs: ModelInputs, request: CAMRequest, spatial: Sequence[LayerCall], options: ReplicaOptions
-) -> LayerCall:
+) -> tuple[LayerCall, bool]:
+    """The layer, and whether the whole signal passes through it."""
+
     def by_graph(replica: Replica) -> LayerCall | None:
         return _best_call(replica.model, prepared(inputs, replica.model), request, spatial)
 
@@ -143,9 +150,19 @@ def _best(
     if best is None and not is_sharded(list(registered_modules(model))):
         # Weights that are zero at first, a head's mostly, hide all gradients before them.
         best = run_in_replica(model, without_zeros, replace(options, own_weights=True))
-    return best or run_in_replica(
-        model, lambda replica: _last_call(replica.model, prepared(inputs, replica.model), request, spatial), options
-    )
+    if best is not None:
+        return best, True
+
+    def last(replica: Replica) -> LayerCall:
+        return _last_call(replica.model, prepared(inputs, replica.model), request, spatial)
+
+    return run_in_replica(model, last, options), False
+
+
+def _is_early(call: LayerCall, spatial: Sequence[LayerCall]) -> bool:
+    """Whether most layers with space come after a call, and so most of what the network computes."""
+    place = next(number for number, other in enumerate(spatial) if other is call)
+    return len(spatial) >= _FEW and place < _EARLY * len(spatial)
 
 
 def _best_call(
@@ -167,15 +184,7 @@ def _best_call(
 def _last_call(model: nn.Module, inputs: ModelInputs, request: CAMRequest, spatial: Sequence[LayerCall]) -> LayerCall:
     """The last call that a gradient gets to, though a part of the signal goes past it; the last if there is none."""
     tried = spatial[: -_TRIES - 1 : -1]
-    for call in tried:
-        if _gets_gradient(model, inputs, request, call):
-            log.warning(
-                '"auto" takes the layer %r, and a part of the signal goes past it: the map does not show all that the '
-                "score comes from. Another layer can be named in `target_layers`.",
-                call.name,
-            )
-            return call
-    return tried[0]
+    return next((call for call in tried if _gets_gradient(model, inputs, request, call)), tried[0])
 
 
 def sample_to_explain(model: nn.Module, inputs: ModelInputs, request: CAMRequest, options: ReplicaOptions) -> slice:

@@ -26,7 +26,7 @@ from gradcam_callback.engine.process_state import generators_kept
 from gradcam_callback.engine.replica import Replica, ReplicaOptions, run_in_replica
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.engine.survey import altered
-from gradcam_callback.engine.targets import ClassTarget, find_logits
+from gradcam_callback.engine.targets import ClassTarget, count_alternatives, find_logits
 
 _NO_OPTIONS = ReplicaOptions()
 # By how much, as a share of the largest, numbers of one sample change if the samples depend on each other. The same
@@ -42,11 +42,13 @@ class OutputSurvey:
 
     Attributes:
         samples_depend: Whether the samples of a batch depend on each other in evaluation mode.
+        alternatives: How many matrices of one shape may be the logits, of which the first was taken.
         is_embedding: Whether the rows that are taken for logits are vectors of length 1, and so no scores of classes.
     """
 
     samples_depend: bool = False
     is_embedding: bool = False
+    alternatives: int = 1
 
 
 def survey_output(
@@ -74,6 +76,7 @@ def survey_output(
         return OutputSurvey(
             samples_depend=len(images) > 1 and _samples_depend(replica.model, images, first),
             is_embedding=of_classes and _has_unit_rows(find_logits(first, request.output)),
+            alternatives=count_alternatives(first, request.output) if of_classes else 1,
         )
 
     try:

@@ -24,6 +24,7 @@ class CAMRequest:
         layout: How activations lie in space, if that was given; "tokens" or None where it has to be found.
         layouts: Layer to layout, once they are found.
         samples_depend: Whether the samples of a batch are known to depend on each other.
+        remark: What is to be said of the layer that "auto" has chosen, in a few words; empty where it is nothing.
     """
 
     layers: tuple[str, ...]
@@ -33,6 +34,7 @@ class CAMRequest:
     layout: Layout | str | None = None
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     samples_depend: bool = False
+    remark: str = ""
 
     @classmethod
     def of(

@@ -82,6 +82,7 @@ class ProbePass:
     _slices: SliceRunner = field(default_factory=SliceRunner)
     _resolved: tuple[str, ...] = ()
     _layouts: Mapping[str, Layout] = field(default_factory=dict)
+    _remark: str = ""
     _output: OutputSurvey | None = None
     _known: dict[str, tuple[_Health, Diagnosis]] = field(default_factory=dict)
 
@@ -95,6 +96,11 @@ class ProbePass:
         """Layer to layout; empty until the first pass."""
         return self._layouts
 
+    @property
+    def remark(self) -> str:
+        """What is to be said of the layer that "auto" has chosen; empty where it is nothing."""
+        return self._remark
+
     def resolve(self, model: nn.Module) -> None:
         """Find the layers' full names. What "auto" has chosen stays, if the model still has that layer.
 
@@ -104,7 +110,7 @@ class ProbePass:
         if not self.request.uses_auto:
             self._resolved = tuple(layers.find_layers(model, self.request.layers))
         elif self._resolved and self._resolved[0] not in dict(model.named_modules()):
-            self._resolved, self._layouts = (), {}
+            self._resolved, self._layouts, self._remark = (), {}, ""
 
     def select_auto(self, model: nn.Module, inputs: Inputs, target: TargetInput) -> str | None:
         """Let "auto" choose, if it has not; the name of the layer if it was chosen now.
@@ -122,14 +128,14 @@ class ProbePass:
             return None
         inputs = ModelInputs.of(inputs)
 
-        def choice() -> tuple[tuple[str, ...], Mapping[str, Layout]]:
+        def choice() -> tuple[tuple[str, ...], Mapping[str, Layout], str]:
             with self._model_errors_diagnosed(len(inputs)):
                 asked = replace(self.request, targets=(as_target(target),))
                 asked = with_references(model, inputs, asked, self.replica_options)
                 found = auto.choose_layer(model, inputs, asked, options=self.replica_options)
-            return found.layers, found.layouts
+            return found.layers, found.layouts, found.remark
 
-        self._resolved, self._layouts = self.processes.run_consistently(choice)
+        self._resolved, self._layouts, self._remark = self.processes.run_consistently(choice)
         return self._resolved[0]
 
     def run(

@@ -41,16 +41,25 @@ def find_images(batch: Any, key: Key = IMAGE_KEY) -> Tensor | Sequence[Tensor]:
         ValueError: There are none.
     """
     names = (*IMAGE_NAMES, 0) if key == IMAGE_KEY else (key,)
-    images = batch if isinstance(batch, Tensor) else find_entry(batch, "image_key", names)
+    is_images = isinstance(batch, Tensor) or (key == IMAGE_KEY and _are_images_of_sizes(batch))
+    images: Any = batch if is_images else find_entry(batch, "image_key", names)
     if isinstance(images, Tensor) and images.ndim in (3, 4, 5):
         return images
     is_list = isinstance(images, (list, tuple)) and len(images) > 0
     if is_list and all(isinstance(image, Tensor) and image.ndim == 3 for image in images):
-        return images
+        found: Sequence[Tensor] = images
+        return found
     raise BadInputError(
         f"The probes have to be images, a tensor (N, C, H, W) or (N, H, W); the batch has {kind_of(images)}. "
         "Say with image_key where the images are, or use TensorProbes."
     )
+
+
+def _are_images_of_sizes(batch: Any) -> bool:
+    """Whether a batch is itself a list of images, which is beyond doubt if they differ in height or width alone."""
+    if not isinstance(batch, (tuple, list)) or not all(isinstance(one, Tensor) and one.ndim == 3 for one in batch):
+        return False
+    return len({one.shape[0] for one in batch}) == 1 and len({one.shape for one in batch}) > 1
 
 
 def find_entry(batch: Any, option: str, keys: Sequence[Key]) -> Any:

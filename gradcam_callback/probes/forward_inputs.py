@@ -132,25 +132,28 @@ def inputs_of(method: Callable[..., Any], option: InputsOption, probes: ProbeSet
     Raises:
         BadInputError: It cannot be told, or the batch has no such entry.
     """
-    takes = _Signature.of(method)
+    takes, slot = _Signature.of(method), IMAGES if probes.sizes is None else IMAGE_LIST
     if probes.batch is None:
         _refuse_without_batch(method, takes, option)
-        return ModelInputs(probes.images, *_images_alone(takes))
-    args, kwargs = _given(probes.batch, option) if option is not None else _found(method, takes, probes.batch)
+        return ModelInputs(probes.images, *_images_alone(takes, slot), sizes=probes.sizes)
+    if option is None:
+        args, kwargs = _found(method, takes, probes.batch, slot)
+    else:
+        args, kwargs = _given(probes.batch, option)
     kwargs |= dict.fromkeys(takes.counters, 0)
     if not any(leaf in _SLOTS for leaf in leaves((args, kwargs)) if not isinstance(leaf, Tensor)):
         raise BadInputError(
             f"Among the inputs of `{_name(method)}` there are not the images that are shown: {option!r}. Name their "
             "entry too, or say with image_key of ValidationProbes which images to show."
         )
-    return ModelInputs(probes.images, args, kwargs)
+    return ModelInputs(probes.images, args, kwargs, sizes=probes.sizes)
 
 
-def _images_alone(takes: _Signature) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _images_alone(takes: _Signature, slot: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     by_position = takes.by_position or takes.takes_any_position
     if by_position or not (takes.named or takes.takes_any_keyword):
-        return (IMAGES,), dict.fromkeys(takes.counters, 0)
-    return (), {takes.image_name or "pixel_values": IMAGES, **dict.fromkeys(takes.counters, 0)}
+        return (slot,), dict.fromkeys(takes.counters, 0)
+    return (), {takes.image_name or "pixel_values": slot, **dict.fromkeys(takes.counters, 0)}
 
 
 def _given(batch: Any, option: InputsOption) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -165,14 +168,16 @@ def _given(batch: Any, option: InputsOption) -> tuple[tuple[Any, ...], dict[str,
     return tuple(map(entry, places)), {}
 
 
-def _found(method: Callable[..., Any], takes: _Signature, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _found(
+    method: Callable[..., Any], takes: _Signature, batch: Any, slot: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """As signature and batch agree."""
     if takes.takes_batch:
         return (batch,), {}
     if isinstance(batch, Mapping):
-        return _by_name(method, takes, batch)
+        return _by_name(method, takes, batch, slot)
     if len(takes.needed) < 2:
-        return _images_alone(takes)
+        return _images_alone(takes, slot)
     entries = list(batch) if isinstance(batch, (tuple, list)) else []
     is_label = takes.needed[-1] in LABEL_NAMES
     if len(entries) == len(takes.needed) + 1 and not is_label:
@@ -185,7 +190,7 @@ def _found(method: Callable[..., Any], takes: _Signature, batch: Any) -> tuple[t
 
 
 def _by_name(
-    method: Callable[..., Any], takes: _Signature, batch: Mapping[Any, Any]
+    method: Callable[..., Any], takes: _Signature, batch: Mapping[Any, Any], slot: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What the batch has under the names of the arguments."""
     if takes.takes_all_by_keyword:
@@ -195,10 +200,9 @@ def _by_name(
     held |= {name: batch[name] for name in takes.needed if name in batch and name != image}
     if not set(takes.needed) - {image} <= set(held):
         raise _ambiguous(method, takes, batch)
-    own = next((value for value in batch.values() if _is_slot(value)), IMAGES)
     if image is not None and image in takes.by_position[:1]:
-        return (own,), held
-    return (), held if image is None else {image: own, **held}
+        return (slot,), held
+    return (), held if image is None else {image: slot, **held}
 
 
 def _is_slot(value: Any) -> bool:

@@ -59,6 +59,7 @@ class ProbeSample:
             where it has nothing of the kind.
         notice: What to tell the user about its label; "" if there is nothing to tell.
         row: All that the batch holds of it, as a batch of one; None where that was not asked for.
+        is_listed: Whether the batch holds a list of images, whose sizes may differ.
     """
 
     position: int
@@ -66,6 +67,7 @@ class ProbeSample:
     label: Any
     notice: str = ""
     row: Any = None
+    is_listed: bool = False
 
 
 class ProbeCollector(ABC):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from gradcam_callback.engine.batch_rows import join_rows, map_tensors, replace_entry, rows_of
-from gradcam_callback.engine.inputs import IMAGE_LIST, IMAGES
+from gradcam_callback.engine.inputs import IMAGE_LIST, IMAGES, padded
 from gradcam_callback.errors import BadInputError
 from gradcam_callback.probes.annotations import as_rows, join_labels, not_classes
 from gradcam_callback.probes.batches import (
@@ -178,7 +178,8 @@ class _BatchCollector(ProbeCollector):
             label = None if labels is None else map_tensors(labels[place], copy_tensor)
             row = rows_of(marked(), slice(place, place + 1), len(images)) if self._context.keeps_batch else None
             row = map_tensors(row, copy_tensor)
-            self._selection.keep(ProbeSample(position, copy_tensor(images[place]), label, notice, row), classes[place])
+            sample = ProbeSample(position, copy_tensor(images[place]), label, notice, row, slot is IMAGE_LIST)
+            self._selection.keep(sample, classes[place])
 
     def _find_labels(self, batch: Any, images: Any, positions: Sequence[int]) -> tuple[Sequence[Any] | None, str]:
         """The labels of a batch one by one, None if there are none, and what to tell the user about them."""
@@ -226,19 +227,22 @@ class _BatchCollector(ProbeCollector):
                 selection.keep(sample, label)
         chosen = selection.chosen()
         images = {f"#{sample.position}": sample.image for sample in chosen}
+        is_list = any(sample.is_listed for sample in chosen)
         with torch.inference_mode(False):
             known, problem = join_labels(chosen)
             rows = [sample.row for sample in chosen if sample.row is not None]
+            stacked, sizes = padded(images) if is_list else (stack_images(images), None)
             notices = [selection.shortage(), *(sample.notice for sample in chosen), problem]
             return make_probe_set(
                 self._dataset,
-                stack_images(images) if images else torch.empty(0, 0, 0, 0),
+                stacked,
                 known.pop("labels", None),
                 images,
                 indices=tuple(sample.position for sample in chosen),
                 notices=tuple(dict.fromkeys(filter(None, notices))),
                 missing=selection.missing(),
                 batch=join_rows(rows) if rows else None,
+                sizes=sizes,
                 **known,
             )
 

@@ -20,6 +20,7 @@ class PanelStyle:
         mean: What was subtracted from the images' channels; None where that is not known.
         std: What the channels were divided by; None where that is not known.
         channels: Which channels of the images to show, one or three; None shows the first three.
+        fuse: Whether there is one more panel, of the mean over the layers.
     """
 
     colormap: str
@@ -29,6 +30,7 @@ class PanelStyle:
     mean: Sequence[float] | None
     std: Sequence[float] | None
     channels: Sequence[int] | None = None
+    fuse: bool = False
 
 
 @dataclass(frozen=True)

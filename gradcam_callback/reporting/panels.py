@@ -18,6 +18,7 @@ from gradcam_callback.engine.device_results import TargetResult
 from gradcam_callback.engine.targets import Task
 from gradcam_callback.probes.probe_set import ProbeSet
 from gradcam_callback.reporting.drawing import PanelDrawing
+from gradcam_callback.reporting.fusion import with_fused
 from gradcam_callback.reporting.panel import Panel, PanelColumn, PanelStyle
 from gradcam_callback.reporting.rendering import tiles
 from gradcam_callback.reporting.rendering.colormap import colormap_table
@@ -57,7 +58,7 @@ class PanelRenderer:
         Returns:
             A page after another: `(1 + layers * targets, n, th, tw, 3)` uint8, the inputs and the overlays, layer by
             layer; then `(layers * targets, N)` float32, the peaks of the maps that are drawn; `(layers * targets, N)`
-            int64, which slices of volumes are drawn, -1 of anything else; and `(targets, N, 4)` float32, the numbers
+            int64, which slices of volumes are drawn, -1 of anything else; and `(targets, N, 5)` float32, the numbers
             in the captions.
 
         Raises:
@@ -83,9 +84,12 @@ class PanelRenderer:
             heading: What stands above each panel, after the layer's name and, where it ran more than once, its call.
 
         Returns:
-            Layer to its pages.
+            Layer to its pages; `FUSED` to those of the mean over the layers.
         """
         *pages, peaks, slices, numbers = tensors
+        layers = len(results[0].cams)
+        if self.style.fuse and layers > 1:
+            results = list(map(with_fused, results))
         captions = [CaptionData.of(rows, result) for rows, result in zip(numbers, results, strict=True)]
         panels: dict[str, list[Panel]] = {layer: [] for layer in results[0].cams}
         for page, (inputs, *overlays) in zip(self._pages(), pages, strict=True):
@@ -96,8 +100,9 @@ class PanelRenderer:
                     column = _column(captions[i - first], result, layer, title, self.style, overlays[i], peaks[i])
                     columns.append(_with_slices(column, slices[i].tolist(), result.input_size))
                 verdict = results[0].health[layer]
-                name = name_call(layer, verdict.calls, verdict.call)
+                name = name_call(layer, verdict.calls, verdict.call) or f"fused: the mean of {layers} layers"
                 title = f"{name}\n{heading} · {_name_cells(results[0], layer)}"
+                title += f" · {captions[0].meaning}" if captions[0].meaning else ""
                 panel = self._panel(title, page, inputs, captions[0], columns)
                 words = _name_slices(panel.captions, slices[0][page].tolist(), results[0].input_size)
                 panels[layer].append(replace(panel, captions=words))
@@ -135,7 +140,8 @@ def _name_cells(result: CAMResult, layer: str) -> str:
     """How fine a map is, and what its cells are: "7 x 7 cells", "14 x 14 cells (tokens, 1 extra)"."""
     cells = " x ".join(map(str, result.cams[layer].shape[1:]))
     layout = result.layouts.get(layer, "channels first")
-    return f"{cells} cells" + ("" if layout == "channels first" else f" ({layout})")
+    cells += " cells of the padded batch" if layer in result.extents else " cells"
+    return cells + ("" if layout == "channels first" else f" ({layout})")
 
 
 def _with_slices(column: PanelColumn, slices: Sequence[int], size: Sequence[int]) -> PanelColumn:
@@ -167,13 +173,26 @@ class CaptionData:
     prediction_probabilities: list[float]
     task: str = "classification"
     outputs: int = 2
+    own_probabilities: bool = False
+
+    @property
+    def meaning(self) -> str:
+        """What the probabilities are; empty where there are none."""
+        if self.task not in ("classification", "multilabel"):
+            return ""
+        if self.own_probabilities:
+            return "the model's own probabilities"
+        if self.task == "multilabel":
+            return f"a sigmoid of {self.outputs} labels"
+        return f"a softmax of {self.outputs} logits" if self.outputs > 2 else "probabilities of 2 classes"
 
     @classmethod
     def of(cls, numbers: Tensor, result: CAMResult) -> CaptionData:
-        """From `(N, 4)` numbers on the host, and what they are numbers of."""
-        targets, predictions, *probabilities = map(list, zip(*numbers.tolist(), strict=True))
+        """From `(N, 5)` numbers on the host, and what they are numbers of."""
+        targets, predictions, own, *probabilities = map(list, zip(*numbers.tolist(), strict=True))
         indices = list(map(int, targets)), list(map(int, predictions))
-        return cls(*indices, probabilities[0], probabilities[1], result.task, result.probabilities.shape[1])
+        outputs = result.probabilities.shape[1]
+        return cls(*indices, probabilities[0], probabilities[1], result.task, outputs, bool(own[0]))
 
     def name(self, index: int, number: float, names: Sequence[str] | None) -> str:
         """A class and its probability, or its share of the pixels; or a value, and which where there are several."""
@@ -196,9 +215,11 @@ class CaptionData:
 
 
 def _numbers(result: TargetResult) -> Tensor:
-    """What a `CaptionData` is made of, on the device: `(N, 4)`."""
+    """What a `CaptionData` is made of, on the device: `(N, 5)`."""
     scores = result.scores
-    return torch.cat([torch.stack([scores.targets, scores.predictions], dim=1).float(), scores.numbers], dim=1)
+    own = torch.zeros_like(scores.targets) if scores.own is None else scores.own
+    whole = torch.stack([scores.targets, scores.predictions, own], dim=1).float()
+    return torch.cat([whole, scores.numbers], dim=1)
 
 
 def _column(

@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from gradcam_callback.reporting.fusion import FUSED
 from gradcam_callback.reporting.panel import Panel
 
-_OWN = ("alerts", "seconds", "null_gradients", "empty_maps")
+_OWN = ("alerts", "seconds", "null_gradients", "empty_maps", "fused")
 _RESERVED = re.compile(
     rf"({'|'.join(_OWN)})(_\d+)?|(layer|gradient_norm|validate|test)(/.*)?|.*/page(_\d+)*", re.DOTALL
 )
@@ -32,12 +33,13 @@ class Tags:
         seconds: Of the time that the training loop was held, a scalar.
         null_gradients: Of the number of maps without a usable gradient, a scalar.
         empty_maps: Of the number of empty maps, a scalar.
+        fused: Of the panel of the mean over the layers.
     """
 
     def __init__(self, layers: Sequence[str], earlier: Sequence[Sequence[str]] = (), stage: str = "fit") -> None:
         self._prefix = "gradcam/" if stage == "fit" else f"gradcam/{stage}/"
         position = len(earlier) + 1
-        self.alerts, self.seconds, self.null_gradients, self.empty_maps = (
+        self.alerts, self.seconds, self.null_gradients, self.empty_maps, self.fused = (
             self._prefix + _numbered(name, position) for name in _OWN
         )
         taken: set[str] = set()
@@ -52,7 +54,8 @@ class Tags:
 
     def panel(self, layer: str, page: int = 0) -> str:
         """Of a layer's panel; its first page has the tag of the layer alone."""
-        return self._prefix + self._layers[layer] + (f"/page_{page + 1}" if page else "")
+        own = self.fused if layer == FUSED else self._prefix + self._layers[layer]
+        return own + (f"/page_{page + 1}" if page else "")
 
     def panels(self, pages: Mapping[str, Sequence[Panel]]) -> dict[str, Panel]:
         """The pages of each layer by their tags."""

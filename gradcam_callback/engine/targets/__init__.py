@@ -11,9 +11,11 @@ from gradcam_callback.engine.targets.detection import DetectionTarget
 from gradcam_callback.engine.targets.function import FunctionTarget
 from gradcam_callback.engine.targets.logits import (
     class_count,
+    count_alternatives,
     find_logits,
     find_maps,
     has_probabilities,
+    own_probabilities,
     predict,
     score,
 )
@@ -45,9 +47,11 @@ __all__ = [
     "check_target",
     "choose_targets",
     "class_count",
+    "count_alternatives",
     "find_logits",
     "find_maps",
     "has_probabilities",
+    "own_probabilities",
     "predict",
     "score",
 ]

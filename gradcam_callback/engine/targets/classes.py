@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gradcam_callback.engine.targets.logits import class_count, find_logits, predict, score
+from gradcam_callback.engine.targets.logits import class_count, find_logits, own_probabilities, predict, score
 from gradcam_callback.engine.targets.target import Annotations, Images, OutputSpec, Scores, Task
 from gradcam_callback.errors import BadInputError
 
@@ -119,7 +119,8 @@ class ClassTarget:
         values = read.gather(1, chosen.unsqueeze(1)).squeeze(1) if task == "regression" else score(read, chosen)
         present = None if self.present is None else self.present.to(read.device, non_blocking=True)
         signed = values if self.sign == 1 else -values
-        return Scores(signed, chosen, predictions, numbers, task, present=present, absence="no label")
+        own = None if task == "regression" else own_probabilities(read)
+        return Scores(signed, chosen, predictions, numbers, task, present=present, absence="no label", own=own)
 
     def _ranked(self, numbers: Tensor) -> Tensor:
         if self.rank >= numbers.shape[1]:

@@ -50,6 +50,18 @@ def find_logits(returned: Any, output: OutputSpec = None) -> Tensor:
     return _as_rows(logits)
 
 
+def count_alternatives(returned: Any, output: OutputSpec = None) -> int:
+    """How many matrices of one shape may be the logits, where neither `output` nor a name says which: 1 if it is clear.
+
+    `find_logits` takes the first of them.
+    """
+    is_named = any(is_floating(_named(returned, name)) for name in LOGIT_NAMES)
+    if output is not None or isinstance(returned, Tensor) or is_named:
+        return 1
+    matrices = [value for value in parts(returned) if is_floating(value) and value.ndim == 2]
+    return max(1, len(matrices))
+
+
 def find_maps(returned: Any, output: OutputSpec = None) -> Tensor:
     """The logits of pixels within what a model returned, `(N, L, h, w)`.
 
@@ -177,14 +189,27 @@ def predict(logits: Tensor, *, independent: bool = False) -> tuple[Tensor, Tenso
         logits: `(N, L)`.
         independent: Whether each of them is of a label for itself, whose probability is its sigmoid.
     """
-    exact, are_probabilities = logits.detach(), has_probabilities(logits)
+    exact, own = logits.detach(), own_probabilities(logits)
     values = exact.float()  # may make one of two float64 numbers that are not
     if values.shape[1] > 1:
-        made = values if are_probabilities else values.sigmoid() if independent else values.softmax(dim=1)
-        return exact.argmax(dim=1), made
-    if are_probabilities:
-        return (exact[:, 0] > 0.5).long(), torch.cat([1 - values, values], dim=1)
-    return (exact[:, 0] > 0).long(), torch.cat([torch.sigmoid(-values), torch.sigmoid(values)], dim=1)
+        made = values.sigmoid() if independent else values.softmax(dim=1)
+        return exact.argmax(dim=1), torch.where(own[:, None], values, made)
+    made = torch.where(own[:, None], values, torch.sigmoid(values))
+    rest = torch.where(own[:, None], 1 - values, torch.sigmoid(-values))
+    return (exact[:, 0] > torch.where(own, 0.5, 0.0)).long(), torch.cat([rest, made], dim=1)
+
+
+def own_probabilities(logits: Tensor) -> Tensor:
+    """Whether the numbers are probabilities already: `(N,)` bool, the same for all samples, on their device.
+
+    The graph tells, see `has_probabilities`; or rows of several numbers that are at least 0 and all sum to 1.
+    """
+    if has_probabilities(logits) or logits.shape[1] < 2:
+        return torch.full((len(logits),), has_probabilities(logits), device=logits.device)
+    rows = logits.detach()
+    fine = 1e-5 if rows.dtype in (torch.float32, torch.float64) else 4e-3
+    sums_to_one = (rows.float().sum(dim=1) - 1).abs() <= fine
+    return ((rows >= 0).all() & sums_to_one.all()).expand(len(rows))
 
 
 def has_probabilities(logits: Tensor) -> bool:

@@ -53,6 +53,7 @@ class Scores:
             all have. A sample without it has no map, and that is no null gradient.
         absence: What to say of such samples, in a word or two.
         regions: `(N, h, w)` bool, the pixels that the score is taken over, at the size of the output.
+        own: `(N,)` bool, whether the probabilities are the model's own numbers; None where there are none.
         boxes: `(N, 4)` float32, the box whose score it is: left, top, right, bottom in pixels of the input.
     """
 
@@ -66,6 +67,7 @@ class Scores:
     absence: str = "nothing to explain"
     regions: Tensor | None = None
     boxes: Tensor | None = None
+    own: Tensor | None = None
 
     @classmethod
     def of_values(cls, values: Tensor, **more: Any) -> Scores:
