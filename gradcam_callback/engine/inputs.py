@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradcam_callback.engine.batch_rows import leaves, map_leaves, map_tensors, rows_of
+from gradcam_callback.engine.batch_rows import Placeholder, leaves, map_leaves, map_tensors, rows_of
 from gradcam_callback.engine.layouts import Grid
 from gradcam_callback.errors import BadInputError
 
@@ -18,7 +18,7 @@ IMAGE_NAMES = ("image", "images", "pixel_values", "inputs", "x")
 """As libraries name what images are given as."""
 
 
-class _Slot:
+class _Slot(Placeholder):
     """Stands for the images among what else the model gets: one tensor, or a list with a tensor for each image."""
 
     def __init__(self, name: str, *, is_list: bool = False) -> None:

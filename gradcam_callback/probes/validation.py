@@ -23,8 +23,8 @@ from gradcam_callback.probes.batches import (
     choose_label_key,
     class_indices,
     find_entry,
-    find_images,
     kind_of,
+    locate_images,
 )
 from gradcam_callback.probes.checks import batch_key, distinct_positions, whole_number
 from gradcam_callback.probes.dataset_info import find_class_names
@@ -160,12 +160,13 @@ class _BatchCollector(ProbeCollector):
             self._error = error.with_traceback(None)
 
     def _take(self, batch: Any) -> None:
-        images = find_images(batch, self._source.image_key)
+        key, images = locate_images(batch, self._source.image_key, self._context.given)
         slot = IMAGES if isinstance(images, Tensor) else IMAGE_LIST
         positions = [self._position(self._passed + place) for place in range(len(images))]
         self._passed += len(images)
         # Labels are looked for only where they are needed: this is called for every batch of the validation.
-        find_labels = cache(lambda: self._find_labels(batch, images, positions))
+        find_labels = cache(lambda: self._find_labels(batch, key, images, positions))
+        remark = cache(lambda: self._context.remark(marked()) if self._context.remark is not None else "")
         marked = cache(lambda: replace_entry(batch, images, slot))
         classes = [0] * len(images)
         if self._selection.per_class is not None and positions:
@@ -174,17 +175,20 @@ class _BatchCollector(ProbeCollector):
             is_repeat = self._end is not None and position >= self._end
             if is_repeat or not self._selection.wants(position, classes[place]):
                 continue
-            labels, notice = find_labels()
+            labels, about_labels = find_labels()
+            notice = " ".join(filter(None, (about_labels, remark())))
             label = None if labels is None else map_tensors(labels[place], copy_tensor)
             row = rows_of(marked(), slice(place, place + 1), len(images)) if self._context.keeps_batch else None
             row = map_tensors(row, copy_tensor)
             sample = ProbeSample(position, copy_tensor(images[place]), label, notice, row, slot is IMAGE_LIST)
             self._selection.keep(sample, classes[place])
 
-    def _find_labels(self, batch: Any, images: Any, positions: Sequence[int]) -> tuple[Sequence[Any] | None, str]:
+    def _find_labels(
+        self, batch: Any, image_key: int | str, images: Any, positions: Sequence[int]
+    ) -> tuple[Sequence[Any] | None, str]:
         """The labels of a batch one by one, None if there are none, and what to tell the user about them."""
         if self._label_notice is None:
-            key, notice = choose_label_key(batch, self._source.image_key, images, positions)
+            key, notice = choose_label_key(batch, image_key, images, positions)
             self._label_key, self._label_notice = key, notice
         if self._label_key is None:
             return None, self._label_notice
