@@ -54,7 +54,8 @@ def find_extents(model: nn.Module, inputs: ModelInputs) -> Tensor | None:
             f"them cannot be told ({seen}), so a map cannot be laid over its image. Resize them to one size, or take "
             "one image alone."
         )
-    return extents
+    whole = extents is not None and bool((extents == extents.new_tensor([0, 0, 1, 1])).all())
+    return None if whole else extents
 
 
 def _changed_parts(model: nn.Module, inputs: ModelInputs, plain: Tensor) -> Tensor | None:
