@@ -109,8 +109,9 @@ class CAMResult:
         regions: `(N, h, w)` bool, the pixels of the output that the score was taken over; None where there are none.
         boxes: `(N, 4)` float32, the box whose score was explained, in pixels of the input; None where there is none.
         sizes: `(h, w)` of each image in pixels, where the model takes a list of them; `input_size` has room for all.
-        extents: Layer to which part of its map each image is: `(N, 4)` float32, top, left, bottom, right in cells. A
-            detector that pads the images has such; where an image is all of its map, the layer is not in it.
+        extents: Layer to which part of its map each image is, in a model that pads them: `(N, 4)` float32, top, left,
+            bottom, right in cells. A layer is not in it where an image is all of its map, or where that was not looked
+            for: it is for "auto", for detections, for lists of images, and by the callback.
     """
 
     cams: Mapping[str, Tensor]

@@ -84,10 +84,18 @@ class DeviceResults:
         """The same on another device."""
         return replace(self, by_target=tuple(result.to(device) for result in self.by_target))
 
-    def within(self, shares: Tensor | None) -> DeviceResults:
-        """The same, where each image is only a share of what the layers see, as of `extents`; None: all of it."""
-        if shares is None:
+    def within(self, shares: Tensor | Sequence[float] | None) -> DeviceResults:
+        """The same, where the images are only a part of what the layers see, if that is not known already.
+
+        Args:
+            shares: Which part each is, as of `find_extents`; or all of them; None: all of it.
+        """
+        known = any(extents is not None for one in self.by_target for extents in one.extents.values())
+        if shares is None or known:
             return self
+        if not isinstance(shares, Tensor):
+            values = self.by_target[0].scores.values
+            shares = values.new_tensor(shares).expand(len(values), 4)
         return self._with(
             [{layer: found.within(shares) for layer, found in one.examinations.items()} for one in self.by_target]
         )

@@ -128,12 +128,12 @@ def explain(
             the one layer of the request.
         options: How the replica is made.
     """
-    inputs = with_axes(model, ModelInputs.of(inputs), options)
+    inputs, extent = with_axes(model, ModelInputs.of(inputs), options), None
     request = with_references(model, inputs, request, options)
     if request.uses_auto:
         request = choose_layer(model, inputs, request, options=options)
         seen = survey_output(model, inputs, request, options=options)
-        request = replace(request, samples_depend=seen.samples_depend)
+        request, extent = replace(request, samples_depend=seen.samples_depend), seen.extent
 
     def job(replica: Replica) -> DeviceResults:
         images = prepared(inputs, replica.model)
@@ -141,7 +141,7 @@ def explain(
         if results is None:
             results = _explained(replica.model, images, find_layouts(replica.model, images, request), observer)
         assert results is not None
-        return replace(results, modified_weights=replica.modified_weights())
+        return replace(results, modified_weights=replica.modified_weights()).within(extent)
 
     return run_in_replica(model, job, options)
 

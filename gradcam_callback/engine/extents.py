@@ -2,8 +2,9 @@
 
 Note [Images within a padded batch]
 
-A detector resizes the images that it gets, and pads them to one size, within forward. Its maps cover the padded batch,
-and each image only a part of it, which has to be known to draw the one over the other. So the tensor is looked at that
+A detector resizes the images that it gets, and pads them to one size and to a multiple of 32, within forward; others
+pad to a multiple of their stride. Their maps cover the padded batch, and each image only a part of it, which has to be
+known to draw the one over the other. So the tensor is looked at that
 the first module with weights gets. If it has the size of the images, they are all of it. Else the images are altered,
 half of them at a time, and an image lies where its own alteration changes that tensor. Where the others change, too, or
 nothing does, it cannot be told. Each of these passes ends at that module.
@@ -23,6 +24,7 @@ from gradcam_callback.engine.forward import run_without_graph
 from gradcam_callback.engine.in_place import is_sharded
 from gradcam_callback.engine.inputs import ModelInputs
 from gradcam_callback.engine.layouts import floating_tensors
+from gradcam_callback.engine.memory import is_out_of_memory
 from gradcam_callback.engine.process_state import generators_kept
 from gradcam_callback.engine.survey import altered
 from gradcam_callback.errors import BadInputError
@@ -63,7 +65,12 @@ def _changed_parts(model: nn.Module, inputs: ModelInputs, plain: Tensor) -> Tens
     changed = torch.zeros(len(plain), *plain.shape[2:], dtype=torch.bool, device=plain.device)
     numbers = torch.arange(len(inputs), device=inputs.images.device)
     for chosen in (numbers % 2 == 0, numbers % 2 == 1)[: len(inputs)]:
-        other = _first_tensor(model, inputs.with_images(_with_altered(inputs.images, chosen)))
+        try:
+            other = _first_tensor(model, inputs.with_images(_with_altered(inputs.images, chosen)))
+        except Exception as error:  # a model may refuse an image that is none
+            if is_out_of_memory(error):
+                raise
+            return None
         if other is None or other.shape != plain.shape:
             return None
         differing = (other != plain).any(dim=1)

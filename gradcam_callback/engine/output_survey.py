@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradcam_callback.engine.extents import find_extents
 from gradcam_callback.engine.forward import prepared, run_without_graph
 from gradcam_callback.engine.inputs import Inputs, ModelInputs
 from gradcam_callback.engine.layouts import floating_tensors
@@ -42,6 +43,8 @@ class OutputSurvey:
 
     Attributes:
         samples_depend: Whether the samples of a batch depend on each other in evaluation mode.
+        extent: Which part of what the layers see an image is, as of `find_extents`; None where it is all of it. Of a
+            list of images that is looked for in each pass, because each may have a size of its own.
         alternatives: How many matrices of one shape may be the logits, of which the first was taken.
         is_embedding: Whether the rows that are taken for logits are vectors of length 1, and so no scores of classes.
     """
@@ -49,6 +52,7 @@ class OutputSurvey:
     samples_depend: bool = False
     is_embedding: bool = False
     alternatives: int = 1
+    extent: tuple[float, ...] | None = None
 
 
 def survey_output(
@@ -73,10 +77,12 @@ def survey_output(
     def job(replica: Replica) -> OutputSurvey:
         images = prepared(ModelInputs.of(inputs)[:2], replica.model)
         first = _run(replica.model, images)
+        extents = find_extents(replica.model, images) if images.sizes is None and images.axes == 2 else None
         return OutputSurvey(
             samples_depend=len(images) > 1 and _samples_depend(replica.model, images, first),
             is_embedding=of_classes and _has_unit_rows(find_logits(first, request.output)),
             alternatives=count_alternatives(first, request.output) if of_classes else 1,
+            extent=None if extents is None else tuple(extents[0].tolist()),
         )
 
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
 from gradcam_callback.engine.targets.classes import unbound
-from gradcam_callback.engine.targets.logits import are_detections, describe, is_floating, select
+from gradcam_callback.engine.targets.logits import are_detections, describe, entry, is_floating, select
 from gradcam_callback.engine.targets.target import Annotations, Images, OutputSpec, Scores
 from gradcam_callback.errors import BadInputError
 
@@ -87,7 +87,7 @@ class DetectionTarget:
         if are_detections(found):
             detections = [(one["scores"], one["labels"], one["boxes"]) for one in found]
         else:
-            logits, boxes = _named(found, "logits"), _named(found, "pred_boxes")
+            logits, boxes = entry(found, "logits"), entry(found, "pred_boxes")
             if not is_floating(logits) or not is_floating(boxes) or logits.ndim != 3 or boxes.ndim != 3:
                 raise BadInputError(
                     "A detection needs `boxes`, `labels` and `scores` for each image, or `logits` (N, n, classes) and "
@@ -164,7 +164,3 @@ class DetectionTarget:
     def part(self, samples: slice) -> DetectionTarget:
         """With the labels of some of the samples."""
         return self if self.labels is None else replace(self, labels=self.labels[samples])
-
-
-def _named(returned: Any, name: str) -> Any:
-    return returned.get(name) if isinstance(returned, Mapping) else getattr(returned, name, None)
