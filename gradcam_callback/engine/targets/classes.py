@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradcam_callback.engine.targets.logits import class_count, find_logits, own_probabilities, predict, score
-from gradcam_callback.engine.targets.target import Annotations, OutputSpec, Scores, Task
+from gradcam_callback.engine.targets.target import Annotations, Images, OutputSpec, Scores, Task
 from gradcam_callback.errors import BadInputError
 
 _NO_LABELS = (
@@ -88,7 +88,7 @@ class ClassTarget:
             known = replace(known, task=annotations.task, outputs=annotations.outputs)
         return [known]
 
-    def read(self, returned: Any, output: OutputSpec, inputs: Tensor) -> Tensor:
+    def read(self, returned: Any, output: OutputSpec, inputs: Images) -> Tensor:
         """The logits `(N, L)`.
 
         Raises:
@@ -145,7 +145,7 @@ class _Unbound:
 
     title: str
 
-    def read(self, returned: Any, output: OutputSpec, inputs: Tensor) -> Tensor:
+    def read(self, returned: Any, output: OutputSpec, inputs: Images) -> Tensor:
         """Cannot be read before it is bound."""
         raise unbound(self.title)
 

@@ -12,7 +12,7 @@ from torchvision.ops import box_convert, generalized_box_iou
 
 from gradcam_callback.engine.targets.classes import unbound
 from gradcam_callback.engine.targets.logits import are_detections, describe, entry, is_floating, select
-from gradcam_callback.engine.targets.target import Annotations, OutputSpec, Scores
+from gradcam_callback.engine.targets.target import Annotations, Images, OutputSpec, Scores
 from gradcam_callback.errors import BadInputError
 
 Detections = tuple[Tensor, Tensor, Tensor]
@@ -77,7 +77,7 @@ class DetectionTarget:
             )
         return [replace(known, labels=annotations.boxes)]
 
-    def read(self, returned: Any, output: OutputSpec, inputs: Tensor) -> list[Detections]:
+    def read(self, returned: Any, output: OutputSpec, inputs: Images) -> list[Detections]:
         """What was detected in each image.
 
         Raises:
@@ -98,12 +98,12 @@ class DetectionTarget:
             raise BadInputError(f"The model returned detections of {len(detections)} images for {len(inputs)}.")
         return detections
 
-    def _of_queries(self, logits: Tensor, boxes: Tensor, inputs: Tensor) -> list[Detections]:
+    def _of_queries(self, logits: Tensor, boxes: Tensor, inputs: Images) -> list[Detections]:
         is_sigmoid = self.classes is not None and logits.shape[2] == self.classes
         scores = logits.sigmoid() if is_sigmoid else logits.softmax(dim=2)[..., :-1]
         best = scores.max(dim=2)
-        height, width = inputs.shape[-2:]
-        pixels = box_convert(boxes.detach(), "cxcywh", "xyxy") * boxes.new_tensor([width, height, width, height])
+        sides = boxes.new_tensor([[*image.shape[:-3:-1], *image.shape[:-3:-1]] for image in inputs])  # w, h, w, h
+        pixels = box_convert(boxes.detach(), "cxcywh", "xyxy") * sides.unsqueeze(1)
         return list(zip(best.values, best.indices, pixels, strict=True))
 
     def score(self, read: Sequence[Detections]) -> Scores:

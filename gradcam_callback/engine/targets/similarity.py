@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradcam_callback.engine.targets.logits import entry, find_logits, is_floating
-from gradcam_callback.engine.targets.target import OutputSpec, Scores
+from gradcam_callback.engine.targets.target import Images, OutputSpec, Scores
 from gradcam_callback.errors import BadInputError
 
 _NAMES = ("embedding", "embeddings", "image_embeds", "features", "pooler_output")
@@ -63,7 +63,7 @@ class SimilarityTarget:
         """The same with the embedding that was read of the reference, `(1, D)`."""
         return replace(self, reference=read[0].detach())
 
-    def read(self, returned: Any, output: OutputSpec, inputs: Tensor) -> Tensor:
+    def read(self, returned: Any, output: OutputSpec, inputs: Images) -> Tensor:
         """The embeddings `(N, D)`.
 
         Raises:
