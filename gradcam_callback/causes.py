@@ -112,7 +112,7 @@ _WORDING: dict[Cause, tuple[str, str]] = {
     ),
     Cause.FORWARD_FAILED: (
         "the model raised",
-        "Make `model(images)` run on a batch of images, or say with `inputs` what else of a batch forward gets.",
+        "Make `model(images)` run on a batch of images, or say with `inputs` what of a batch it gets ('.' is all).",
     ),
 }
 

@@ -22,16 +22,16 @@ class ProbeCapture:
 
     Args:
         source: Where the probes come from.
-        needs_batch: Of a model, whether all that the batches hold of the probes has to be kept.
+        options: Of a model, what its forward needs of the batches: options of the context.
 
     Attributes:
         processes: Those of the run.
     """
 
-    def __init__(self, source: ProbeSource, needs_batch: Callable[[LightningModule], bool]) -> None:
+    def __init__(self, source: ProbeSource, options: Callable[[LightningModule], dict[str, Any]]) -> None:
         self.processes = ProcessGroup()
         self._source = source
-        self._needs_batch = needs_batch
+        self._options = options
         self._collector: ProbeCollector | None = None
         self._preview: ProbeSet | None = None
 
@@ -104,7 +104,7 @@ class ProbeCapture:
             rank=trainer.global_rank if several else 0,
             world_size=trainer.world_size if several else 1,
             apply_batch_hooks=trainer_context.batch_hooks(trainer, pl_module),
-            keeps_batch=self._needs_batch(pl_module),
+            **self._options(pl_module),
         )
 
     def _ready(self, trainer: Trainer, probes: ProbeSet) -> ProbeSet:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 
 from lightning.pytorch import LightningModule, Trainer
 
@@ -60,10 +60,14 @@ class Prober:
         self._pass.processes = processes
         self._pass.resolve(pl_module)
 
-    def needs_batch(self, pl_module: LightningModule) -> bool:
-        """Whether all that the batches hold of the probes has to be kept: for the model, or for a target."""
-        method = getattr(pl_module, self._settings.forward)
-        return self._settings.asks_for_batch or forward_inputs.needs_batch(method, self._settings.inputs)
+    def capture_options(self, pl_module: LightningModule) -> dict[str, Any]:
+        """What the model, and a target, need of the batches: options of a `CaptureContext`."""
+        method, option = getattr(pl_module, self._settings.forward), self._settings.inputs
+        return {
+            "keeps_batch": self._settings.asks_for_batch or forward_inputs.needs_batch(method, option),
+            "given": forward_inputs.keys_given(method, option),
+            "remark": partial(forward_inputs.remark_on, method, option),
+        }
 
     def explain(
         self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet, renderer: PanelRenderer
@@ -77,9 +81,7 @@ class Prober:
         with self._running(trainer):
             targets, inputs = self.targets(probes), self._inputs(pl_module, probes)
             self._pass.select_auto(pl_module, inputs, targets[0])
-            return self._pass.run(
-                pl_module, inputs, targets, lambda found: renderer.render(found.by_target, found.extent)
-            )
+            return self._pass.run(pl_module, inputs, targets, lambda found: renderer.render(found.by_target))
 
     def panels(self, trainer: Trainer, result: ProbePassResult, renderer: PanelRenderer) -> dict[str, list[Panel]]:
         """The pages of each layer's panel.

@@ -17,9 +17,6 @@ from torch import Tensor
 
 from gradcam_callback.causes import Cause
 
-Extent = tuple[float, float, float, float]
-"""Where the image lies in the padded image that a network sees: top, left, bottom, right, as shares of its sides."""
-
 
 class GradientState(str, Enum):
     """What the gradient of one probe at one layer is worth."""
@@ -108,11 +105,13 @@ class CAMResult:
         input_size: `(H, W)` of the inputs, in pixels; of signals `(W,)`, of volumes `(D, H, W)`.
         task: What was explained: "classification", "multilabel", "regression", "segmentation", "detection" or "value".
         layouts: Layer to how its output lies in space, in words: "channels first", "tokens, 1 extra".
-        extent: Where the image lies in the padded image that the maps cover; None where they cover the image, or where
-            that was not looked for: it is for "auto", and by the callback.
         absence: What to say of a probe that has nothing to explain, in a word or two: "no box".
         regions: `(N, h, w)` bool, the pixels of the output that the score was taken over; None where there are none.
         boxes: `(N, 4)` float32, the box whose score was explained, in pixels of the input; None where there is none.
+        sizes: `(h, w)` of each image in pixels, where the model takes a list of them; `input_size` has room for all.
+        extents: Layer to which part of its map each image is, in a model that pads them: `(N, 4)` float32, top, left,
+            bottom, right in cells. A layer is not in it where an image is all of its map, or where that was not looked
+            for: it is for "auto", for detections, for lists of images, and by the callback.
     """
 
     cams: Mapping[str, Tensor]
@@ -124,55 +123,68 @@ class CAMResult:
     input_size: tuple[int, ...]
     task: str = "classification"
     layouts: Mapping[str, str] = field(default_factory=dict)
-    extent: Extent | None = None
     absence: str = ""
     regions: Tensor | None = None
     boxes: Tensor | None = None
+    sizes: tuple[tuple[int, int], ...] | None = None
+    extents: Mapping[str, Tensor] = field(default_factory=dict)
 
     def heatmaps(self, size: tuple[int, ...] | None = None) -> dict[str, Tensor]:
         """Enlarge each map and scale it to 0..1 by its own maximum.
 
         Args:
             size: `(H, W)` in pixels (of signals `(W,)`, of volumes `(D, H, W)`); None takes the size of the inputs.
+                Of images of different sizes, None gives each its own, at the upper left among zeros.
 
         Returns:
             Layer to float32 `(N, H, W)` in 0..1, bilinear (linear, trilinear). An all-zero map stays zero, a
             NaN map stays NaN.
         """
-        size = size or self.input_size
-        return {
-            layer: normalise(enlarge(cam, size) if self.extent is None else within(cam, self.extent, size))
-            for layer, cam in self.cams.items()
-        }
+        draw = self._on_canvas if size is None and len(set(self.sizes or ())) > 1 else self._enlarged
+        return {layer: draw(cam, self.extents.get(layer), size or self.input_size) for layer, cam in self.cams.items()}
 
+    def _enlarged(self, cams: Tensor, extents: Tensor | None, size: tuple[int, ...]) -> Tensor:
+        return normalise(enlarge(cams, size, extents))
 
-def within(maps: Tensor, extent: Extent, size: tuple[int, ...]) -> Tensor:
-    """The part of maps that lies in the image.
-
-    Args:
-        maps: `(N, h, w)`, of the padded image.
-        extent: Of the image in it.
-        size: `(H, W)` of what is given back.
-
-    Returns:
-        `(N, H, W)`, bilinear.
-    """
-    top, left, bottom, right = extent
-    rows = top + (torch.arange(size[0], device=maps.device) + 0.5) / size[0] * (bottom - top)
-    columns = left + (torch.arange(size[1], device=maps.device) + 0.5) / size[1] * (right - left)
-    # Places from -1 to 1 between the outer edges of the cells, as `grid_sample` has them.
-    places = torch.stack(torch.meshgrid(2 * columns - 1, 2 * rows - 1, indexing="xy"), dim=2)
-    grid = places.expand(len(maps), *places.shape).to(maps.dtype)
-    return F.grid_sample(maps.unsqueeze(1), grid, padding_mode="border", align_corners=False).squeeze(1)
+    def _on_canvas(self, cams: Tensor, extents: Tensor | None, size: tuple[int, ...]) -> Tensor:
+        """Each at the size of its own image, at the upper left; rows of NaN stay such."""
+        canvas = torch.where(cams.isnan().all(2).all(1)[:, None, None], torch.nan, cams.new_zeros(len(cams), *size))
+        for probe, (height, width) in enumerate(self.sizes or ()):
+            part = slice(probe, probe + 1)
+            own = enlarge(cams[part], (height, width), None if extents is None else extents[part])
+            canvas[part, :height, :width] = normalise(own)
+        return canvas
 
 
 _ENLARGING = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
-def enlarge(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Maps `(N, h, w)` at another size, linearly along each axis; a map of NaN stays one."""
-    mode = _ENLARGING[maps.ndim - 1]
-    return F.interpolate(maps.unsqueeze(1), size=size, mode=mode, align_corners=False).squeeze(1)
+def enlarge(maps: Tensor, size: tuple[int, ...], extents: Tensor | None = None) -> Tensor:
+    """Enlarge maps, to the size of their images mostly; a map of NaN stays one.
+
+    Args:
+        maps: `(N, h, w)`; of signals `(N, w)`, of volumes `(N, d, h, w)`.
+        size: `(H, W)` in pixels, or `(W,)`, or `(D, H, W)`.
+        extents: `(N, 4)`, which part of its map each image is: top, left, bottom, right in cells; None: all of it.
+
+    Returns:
+        `(N, H, W)`, (bi-, tri-)linear.
+    """
+    if extents is None:
+        mode = _ENLARGING[maps.ndim - 1]
+        return F.interpolate(maps.unsqueeze(1), size=size, mode=mode, align_corners=False).squeeze(1)
+    top, left, bottom, right = extents.to(maps).unbind(1)
+    rows, columns = _places(top, bottom, size[0], maps.shape[1]), _places(left, right, size[1], maps.shape[2])
+    shape = (len(maps), *size)
+    grid = torch.stack([columns[:, None].expand(shape), rows[:, :, None].expand(shape)], dim=3)
+    sampled = F.grid_sample(maps.unsqueeze(1), grid, "bilinear", padding_mode="border", align_corners=False)
+    return sampled.squeeze(1)
+
+
+def _places(first: Tensor, last: Tensor, pixels: int, cells: int) -> Tensor:
+    """The middle of each pixel in the map, `(N, pixels)`, from -1 at its one edge to 1 at the other."""
+    shares = (torch.arange(pixels, device=first.device) + 0.5) / pixels
+    return (first[:, None] + (last - first)[:, None] * shares) * 2 / cells - 1
 
 
 def normalise(maps: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class Session:
         self._memory = memory
         self._earlier = earlier
         self._prober = Prober(settings)
-        self._capture = ProbeCapture(settings.source, self._prober.needs_batch)
+        self._capture = ProbeCapture(settings.source, self._prober.capture_options)
         self._probes: ProbeSet | None = None
         self._is_open = False
         self._held = 0.0  # seconds of this validation

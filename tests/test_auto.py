@@ -148,11 +148,13 @@ class Deep(nn.Module):
 
 
 @pytest.mark.parametrize(("joined", "remark"), [(True, EARLY), (False, NOT_ALL)])
-def test_what_is_to_be_said_of_the_layer(joined: bool, remark: str) -> None:
+def test_what_is_to_be_said_of_the_layer(joined: bool, remark: str, caplog: pytest.LogCaptureFixture) -> None:
     model = Deep(joined)
     if not joined:
         del model.stem
     assert choose_layer(model, torch.randn(2, 3, 8, 8)).remark == remark
+    compute_cam(model, torch.randn(2, 3, 8, 8))
+    assert [remark in record.message for record in caplog.records] == [True]
     assert choose_layer(Joined(), torch.randn(2, 3, 8, 8)).remark == ""
 
 

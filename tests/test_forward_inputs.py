@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from gradcam_callback import GradCAMCallback, TensorProbes, ValidationProbes
 from gradcam_callback.engine.inputs import IMAGES
-from gradcam_callback.probes.forward_inputs import check_inputs, inputs_of, needs_batch
+from gradcam_callback.probes.forward_inputs import check_inputs, inputs_of, keys_given, needs_batch, remark_on
 from gradcam_callback.probes.source import CaptureContext
 
 PIXELS, TABLE, LABELS = torch.rand(3, 3, 8, 8), torch.rand(3, 5), torch.tensor([2, 0, 1])
@@ -30,9 +31,22 @@ class Sample:
     table: Tensor
 
 
+class Row(NamedTuple):
+    label: Tensor
+    table: Tensor
+    image: Tensor
+
+
+class Unlike(NamedTuple):
+    x: Tensor
+    features: Tensor
+    truth: Tensor
+
+
 def call(method: Callable[..., Any], batch: Any, option: Any = None, **source: Any) -> Any:
     """What a method gets of a batch that passes in a validation."""
-    collector = ValidationProbes(n=3, **source).start(CaptureContext(keeps_batch=needs_batch(method, option)))
+    needs = {"keeps_batch": needs_batch(method, option), "given": keys_given(method, option)}
+    collector = ValidationProbes(n=3, **source).start(CaptureContext(**needs))
     collector.add(batch, 0)
     inputs = inputs_of(method, option, collector.finish(collector.samples()))
     module = nn.Module()
@@ -78,6 +92,14 @@ def two(image: Any, table: Any) -> Any:
     return seen(image, table)
 
 
+def described(data: Mapping[str, Any]) -> Any:
+    return seen(**data)
+
+
+def validation_step(sample: Any, number: int = 3) -> Any:
+    return {**seen(sample[0]), "counts": number}
+
+
 def branches(left: Any, right: Any) -> Any:
     return seen(left, right)
 
@@ -107,6 +129,14 @@ def predict_step(batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         (two, (PIXELS, TABLE, LABELS), {0: "pixels", 1: "table"}),
         (two, {"image": PIXELS, "table": TABLE, "label": LABELS}, {0: "pixels", 1: "table"}),
         (two, {"x": PIXELS, "table": TABLE, "label": LABELS}, {0: "pixels", 1: "table"}),
+        (two, Sample(PIXELS, TABLE), {0: "pixels", 1: "table"}),
+        (two, Row(LABELS, TABLE, PIXELS), {0: "pixels", 1: "table"}),
+        (two, Unlike(PIXELS, TABLE, LABELS), {0: "pixels", 1: "table"}),
+        (one, Sample(PIXELS, TABLE), {0: "pixels"}),
+        (described, {"image": PIXELS, "table": TABLE}, {"image": "pixels", "table": "table"}),
+        (branches, {"left": PIXELS, "right": OTHER, "label": LABELS}, {0: "pixels", 1: "other"}),
+        (branches, {"image": LABELS, "right": OTHER, "left": PIXELS}, {0: "pixels", 1: "other"}),
+        (validation_step, (PIXELS, LABELS), {0: "pixels", "counts": 0}),
         (branches, (PIXELS, OTHER), {0: "pixels", 1: "other"}),
         (branches, (PIXELS, OTHER, LABELS), {0: "pixels", 1: "other"}),
         (with_labels, (PIXELS, LABELS), {0: "pixels", 1: "labels"}),
@@ -126,15 +156,65 @@ def test_signature_and_batch_agree(method: Callable[..., Any], batch: Any, wante
         ({"a": "table", "b": "image"}, Sample(PIXELS, TABLE), {"a": "table", "b": "pixels"}),
         ([1, 0], (PIXELS, OTHER, LABELS), {0: "other", 1: "pixels"}),
         (0, (PIXELS, LABELS), {0: "pixels"}),
+        (["meta.pixels", "other"], {"meta": {"pixels": PIXELS}, "other": OTHER}, {0: "pixels", 1: "other"}),
+        ({"mask": "image", "x": "view"}, {"image": OTHER, "view": PIXELS}, {"mask": "other", "x": "pixels"}),
+        ("1", (LABELS, PIXELS), {0: "pixels"}),
     ],
 )
 def test_the_option_says_it(option: Any, batch: Any, wanted: dict[Any, str]) -> None:
-    source = {"image_key": "view.image"} if isinstance(batch, dict) else {}
+    """The images are among what it names, wherever that is."""
 
     def method(*args: Any, **kwargs: Any) -> Any:
         return seen(*args, **kwargs)
 
-    assert call(method, batch, option, **source) == wanted
+    assert call(method, batch, option) == wanted
+
+
+@pytest.mark.parametrize(
+    ("batch", "wanted"),
+    [
+        (((PIXELS, TABLE), LABELS), {0: "pixels", 1: "table"}),
+        (({"image": PIXELS, "table": TABLE}, LABELS), {0: "pixels", 1: "table"}),
+        ({"view": {"image": PIXELS, "table": TABLE}, "table": LABELS}, {0: "pixels", 1: "table"}),
+        ({"view": {"image": PIXELS}, "table": TABLE}, {0: "pixels", 1: "table"}),
+    ],
+    ids=["tuple", "mapping in a tuple", "nearer", "farther"],
+)
+def test_what_stands_beside_the_images_comes_first(batch: Any, wanted: dict[Any, str]) -> None:
+    key = "view.image" if isinstance(batch, dict) else "0.image" if isinstance(batch[0], dict) else "0.0"
+    assert call(two, batch, image_key=key) == wanted
+
+
+def test_the_label_of_a_nested_batch_is_no_part_of_what_holds_the_images() -> None:
+    collector = ValidationProbes(n=3, image_key="0.0").start(CaptureContext())
+    collector.add(((PIXELS, TABLE), LABELS), 0)
+    probes = collector.finish(collector.samples())
+    assert torch.equal(probes.labels, LABELS)
+    assert probes.notices == ()
+
+
+@pytest.mark.parametrize(
+    ("batch", "told"),
+    [
+        ((PIXELS, TABLE, LABELS), "which has 1 besides"),
+        ({"image": PIXELS, "table": TABLE, "label": LABELS}, "which has 'table' besides"),
+        ((PIXELS, LABELS), ""),
+        ({"image": PIXELS, "label": LABELS}, ""),
+        (PIXELS, ""),
+    ],
+    ids=["tuple", "mapping", "with a label", "with a named label", "tensor"],
+)
+def test_what_takes_anything_gets_the_images_and_a_notice(batch: Any, told: str) -> None:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return seen(*args, **kwargs)
+
+    assert call(forward, batch) == {0: "pixels"}
+    collector = ValidationProbes(n=3).start(CaptureContext(remark=partial(remark_on, forward, None)))
+    collector.add(batch, 0)
+    notices = " ".join(collector.finish(collector.samples()).notices)
+    assert ("`forward` takes any arguments" in notices) == bool(told)
+    assert told in notices
+    assert remark_on(forward, ".", batch) == remark_on(two, None, batch) == ""
 
 
 def test_the_whole_batch_in_its_structure() -> None:
@@ -265,10 +345,11 @@ def fitted(folder: Any, module: Learner, samples: list[Any], **options: Any) -> 
     ("module", "nested", "options"),
     [
         (ByName, False, {}),
-        (ByName, True, {"inputs": ["view.image", "table"], "probes": ValidationProbes(4, image_key="view.image")}),
+        (ByName, True, {"inputs": ["view.image", "table"]}),
+        (ByName, True, {"inputs": {"table": "table", "image": "view.image"}}),
         (ByBatch, True, {"forward": "predict", "probes": ValidationProbes(4, image_key="view.image")}),
     ],
-    ids=["by name", "nested", "the batch"],
+    ids=["by name", "nested", "nested, by keyword", "the batch"],
 )
 def test_each_probe_keeps_what_stands_beside_its_image(
     tmp_path: Any, module: type[Learner], nested: bool, options: dict[str, Any]

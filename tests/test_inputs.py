@@ -60,6 +60,26 @@ def test_samples_take_along_what_is_theirs() -> None:
     assert part.args == (IMAGES,)
 
 
+def test_images_of_a_list_keep_their_sizes() -> None:
+    images = [PIXELS[0], PIXELS[1, :, 2:], PIXELS[2, :, :, 3:]]
+    inputs = ModelInputs.of({"images": images, "names": list("abc")})
+    assert inputs.images.shape == (3, 3, 8, 10)
+    assert inputs.sizes == ((8, 10), (6, 10), (8, 7))
+    part = inputs[1:]
+    assert part.images.shape == (2, 3, 8, 10)
+    assert inputs[1:2].size == (6, 10)
+
+    class Kept(nn.Module):
+        def forward(self, images: list[Tensor], names: list[str]) -> Any:
+            return images, names
+
+    got, names = part.call(Kept())
+    assert names == ["b", "c"]
+    for image, wanted in zip(got, images[1:], strict=True):
+        assert torch.equal(image, wanted)
+        assert image.is_contiguous()
+
+
 def test_forward_gets_copies() -> None:
     class Greedy(nn.Module):
         def forward(self, image: Tensor, beside: list[Tensor]) -> None:
@@ -128,11 +148,12 @@ def test_a_cut_in_the_branch_of_the_shown_image_is_diagnosed() -> None:
         ((TABLE, 3), ValueError, r"no images among the inputs.*a tensor \(4, 5\), int"),
         ({"a": PIXELS, "b": PIXELS}, ValueError, r"Which of the inputs are the images.*'a': a tensor \(4, 3, 8, 10\)"),
         ({"table": TABLE}, ValueError, "Which of the inputs are the images"),
-        ([PIXELS[0], PIXELS[0, :, 1:]], ValueError, r"of one shape.*\(3, 7, 10\), \(3, 8, 10\)"),
+        ([PIXELS[0], PIXELS[0, 1:]], ValueError, r"same number of channels.*#0 is \(3, 8, 10\).*#1 is \(2, 8, 10\)"),
+        ([PIXELS[0], TABLE[0]], ValueError, r"tensors \(C, h, w\).*#1 is \(5,\)"),
         (PIXELS[:0], ValueError, "with at least one of them"),
         (TABLE, ValueError, r"given: \(4, 5\)"),
     ],
-    ids=["text", "no images", "two", "none", "sizes", "empty", "table"],
+    ids=["text", "no images", "two", "none", "channels", "axes", "empty", "table"],
 )
 def test_what_is_no_input_is_refused(given: Any, error: type[Exception], told: str) -> None:
     with pytest.raises(error, match=told):

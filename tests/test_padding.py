@@ -14,7 +14,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from gradcam_callback import compute_cam
 from gradcam_callback.engine.output_survey import survey_output
 from gradcam_callback.engine.request import CAMRequest
-from gradcam_callback.results import within
+from gradcam_callback.results import enlarge
 
 
 class Padded(nn.Module):
@@ -64,7 +64,7 @@ def test_a_heatmap_lies_on_the_image() -> None:
 def test_the_part_of_a_map_is_that_of_the_enlarged_map() -> None:
     maps = torch.rand(2, 4, 4)
     enlarged = F.interpolate(maps.unsqueeze(1), size=(16, 16), mode="bilinear").squeeze(1)
-    torch.testing.assert_close(within(maps, (0.25, 0.0, 0.75, 0.5), (8, 8)), enlarged[:, 4:12, :8])
+    torch.testing.assert_close(enlarge(maps, (8, 8), torch.tensor([[1.0, 0.0, 3.0, 2.0]] * 2)), enlarged[:, 4:12, :8])
 
 
 def test_a_detector_pads_to_a_multiple_of_32() -> None:

@@ -67,7 +67,14 @@ def pages_of(
 
 def on_device(results: list[CAMResult]) -> Any:
     """What the renderer needs of results before they are judged."""
-    return [SimpleNamespace(cams=result.cams, scores=scores_of(result)) for result in results]
+    return [
+        SimpleNamespace(
+            cams=result.cams,
+            scores=scores_of(result),
+            extents={layer: result.extents.get(layer) for layer in result.cams},
+        )
+        for result in results
+    ]
 
 
 def scores_of(result: CAMResult) -> Scores:

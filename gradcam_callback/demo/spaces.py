@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, Literal
 
 import torch
@@ -16,15 +17,15 @@ LENGTH = 256  # of a signal, in samples
 SIDES = (16, 32, 32)  # depth, height and width of a volume, in voxels
 
 
-class Pulses(Dataset[Any]):
-    """Noise `(1, 256)` with one pulse at a random place: smooth, square, or a burst of waves; float32, and its class.
+class Made(Dataset[Any]):
+    """Samples that are made as they are read: float32, and a class.
 
     Args:
         length: How many there are.
         seed: Of everything random. Sample `i` is always the same.
     """
 
-    classes = ("smooth", "square", "burst")
+    classes: tuple[str, ...]
 
     def __init__(self, length: int, seed: int) -> None:
         self.length, self.seed = length, seed
@@ -33,34 +34,36 @@ class Pulses(Dataset[Any]):
         return self.length
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        kind, middle = index % len(self.classes), int(torch.randint(30, LENGTH - 30, (), generator=generator))
+        kind = index % len(self.classes)
+        return self.draw(kind, torch.Generator().manual_seed(self.seed * 1_000_003 + index)), kind
+
+    @abstractmethod
+    def draw(self, kind: int, generator: torch.Generator) -> Tensor:
+        """Make a sample of a class."""
+
+
+class Pulses(Made):
+    """Noise `(1, 256)` with one pulse at a random place: smooth, square, or a burst of waves."""
+
+    classes = ("smooth", "square", "burst")
+
+    def draw(self, kind: int, generator: torch.Generator) -> Tensor:
+        """A signal `(1, 256)`."""
+        middle = int(torch.randint(30, LENGTH - 30, (), generator=generator))
         place = torch.arange(LENGTH) - middle
         near = torch.exp(-((place / 10) ** 2))
         shapes = (near, (place.abs() < 14).float(), near * torch.sin(place * 1.2))
         noise = 0.3 * torch.randn(LENGTH, generator=generator)
-        return (2 * shapes[kind] + noise).unsqueeze(0), kind
+        return (2 * shapes[kind] + noise).unsqueeze(0)
 
 
-class Blobs(Dataset[Any]):
-    """Noise `(1, 16, 32, 32)` with one body at a random place: a ball, a cube, or a disc; float32, and its class.
-
-    Args:
-        length: How many there are.
-        seed: Of everything random. Sample `i` is always the same.
-    """
+class Blobs(Made):
+    """Noise `(1, 16, 32, 32)` with one body at a random place: a ball, a cube, or a disc."""
 
     classes = ("ball", "cube", "disc")
 
-    def __init__(self, length: int, seed: int) -> None:
-        self.length, self.seed = length, seed
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        kind = index % len(self.classes)
+    def draw(self, kind: int, generator: torch.Generator) -> Tensor:
+        """A volume `(1, 16, 32, 32)`."""
         middle = [int(torch.randint(5, side - 5, (), generator=generator)) for side in SIDES]
         away = torch.meshgrid(
             *(torch.arange(side) - start for side, start in zip(SIDES, middle, strict=True)), indexing="ij"
@@ -68,7 +71,7 @@ class Blobs(Dataset[Any]):
         squared = torch.stack(away).square()
         bodies = (squared.sum(0) <= 25, squared.amax(0) <= 16, (squared[1:].sum(0) <= 36) & (squared[0] <= 1))
         noise = 0.3 * torch.rand(SIDES, generator=generator)
-        return (bodies[kind].float() * 0.7 + noise).unsqueeze(0), kind
+        return (bodies[kind].float() * 0.7 + noise).unsqueeze(0)
 
 
 class SpacesData(LightningDataModule):

@@ -98,7 +98,7 @@ class Subject:
     def _trace(self, replica: Replica, tracer: Tracer, perturb_layer: _Change | None) -> TracedPass:
         inputs = forward.prepared(self.inputs, replica.model)
         found = layers.find_layers(replica.model, [self.layer])
-        calls, read = {self.layer: self.call}, partial(self.target.read, output=self.output, inputs=inputs.images)
+        calls, read = {self.layer: self.call}, partial(self.target.read, output=self.output, inputs=inputs.apart)
         with ExitStack() as stack:
             if perturb_layer is not None:
                 stack.callback(self._perturb(found[self.layer], perturb_layer).remove)

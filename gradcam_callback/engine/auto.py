@@ -196,7 +196,7 @@ def sample_to_explain(model: nn.Module, inputs: ModelInputs, request: CAMRequest
     def job(replica: Replica) -> Scores:
         images = prepared(inputs[some], replica.model)
         part = target.part(some)
-        return part.score(part.read(run_without_graph(replica.model, images), request.output, images.images)).detached()
+        return part.score(part.read(run_without_graph(replica.model, images), request.output, images.apart)).detached()
 
     present = run_in_replica(model, job, options).present
     first = 0 if present is None or not bool(present.any()) else int(present.int().argmax())

@@ -14,6 +14,10 @@ import torch
 from torch import Tensor
 
 
+class Placeholder:
+    """Stands in a batch for a tensor that is kept apart."""
+
+
 def rows_of(batch: Any, samples: slice, count: int | None = None) -> Any:
     """Some samples of a batch.
 
@@ -78,7 +82,7 @@ def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
 
 def leaves(value: Any) -> Iterator[Any]:
     """Everything in nested containers that is no list, tuple or mapping, in order."""
-    entries = _entries(value)
+    entries = entries_of(value)
     if entries is None:
         yield value
     else:
@@ -106,7 +110,7 @@ def _with_attributes(value: Any, attributes: Mapping[str, Any]) -> Any:
     return changed
 
 
-def _entries(value: Any) -> Sequence[Any] | None:
+def entries_of(value: Any) -> Sequence[Any] | None:
     """What is in a container; None of anything else."""
     if isinstance(value, Mapping):
         return list(value.values())
@@ -119,7 +123,7 @@ def is_record(value: Any) -> bool:
     """Whether something is an object whose attributes are the entries of a batch."""
     held = getattr(value, "__dict__", None)
     is_plain = isinstance(held, dict) and not isinstance(value, (Tensor, type, torch.nn.Module))
-    return is_plain and any(isinstance(entry, Tensor) for entry in vars(value).values())
+    return is_plain and any(isinstance(entry, (Tensor, Placeholder)) for entry in vars(value).values())
 
 
 def _concatenated(tensors: Sequence[Tensor]) -> Any:
@@ -134,7 +138,7 @@ def _count(batch: Any) -> int:
     """How many samples a batch has."""
     if isinstance(batch, Tensor):
         return len(batch) if batch.ndim else 0
-    for entry in _entries(batch) or ():
+    for entry in entries_of(batch) or ():
         if isinstance(entry, list) and entry and isinstance(entry[0], (Tensor, Mapping)):
             return len(entry)
         if found := _count(entry):

@@ -17,7 +17,7 @@ from gradcam_callback.engine import health
 from gradcam_callback.engine.health import Examination
 from gradcam_callback.engine.layouts import Layout
 from gradcam_callback.engine.targets import Scores
-from gradcam_callback.results import CAMResult, Extent
+from gradcam_callback.results import CAMResult
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +45,11 @@ class TargetResult:
         """Layer to map: float32 `(N, h, w)`; NaN for each probe without a usable gradient."""
         return {layer: found.cam for layer, found in self.examinations.items()}
 
+    @property
+    def extents(self) -> dict[str, Tensor | None]:
+        """Layer to which part of its map each image is, as of `Examination`."""
+        return {layer: found.extents for layer, found in self.examinations.items()}
+
     def to(self, device: torch.device | str) -> TargetResult:
         """The same on another device."""
         examinations = {layer: found.to(device) for layer, found in self.examinations.items()}
@@ -59,15 +64,15 @@ class DeviceResults:
         by_target: One a target, in the order of the request.
         input_size: `(H, W)` of the images, in pixels; of signals `(W,)`, of volumes `(D, H, W)`.
         modified_weights: The weights that the model's forward has written to in place, as of `Replica`.
-        extent: Where the image lies in the padded image that the maps cover, as of `CAMResult`.
         layouts: Layer to how its output lies in space.
+        sizes: `(h, w)` of each image, where the model takes a list of them.
     """
 
     by_target: tuple[TargetResult, ...]
     input_size: tuple[int, ...]
     modified_weights: tuple[str, ...] = ()
-    extent: Extent | None = None
     layouts: Mapping[str, Layout] = field(default_factory=dict)
+    sizes: tuple[tuple[int, int], ...] | None = None
 
     @property
     def verdicts(self) -> Tensor:
@@ -78,6 +83,22 @@ class DeviceResults:
     def to(self, device: torch.device | str) -> DeviceResults:
         """The same on another device."""
         return replace(self, by_target=tuple(result.to(device) for result in self.by_target))
+
+    def within(self, shares: Tensor | Sequence[float] | None) -> DeviceResults:
+        """The same, where the images are only a part of what the layers see, if that is not known already.
+
+        Args:
+            shares: Which part each is, as of `find_extents`; or all of them; None: all of it.
+        """
+        known = any(extents is not None for one in self.by_target for extents in one.extents.values())
+        if shares is None or known:
+            return self
+        if not isinstance(shares, Tensor):
+            values = self.by_target[0].scores.values
+            shares = values.new_tensor(shares).expand(len(values), 4)
+        return self._with(
+            [{layer: found.within(shares) for layer, found in one.examinations.items()} for one in self.by_target]
+        )
 
     def renamed(self, layer: str) -> DeviceResults:
         """The results of one layer under another name."""
@@ -105,7 +126,10 @@ class DeviceResults:
         if len(parts) == 1:
             return parts[0]
         by_target = [_concat(results) for results in zip(*(part.by_target for part in parts), strict=True)]
-        return replace(parts[0], by_target=tuple(by_target), modified_weights=_all_modified(parts))
+        sizes = None if parts[0].sizes is None else tuple(size for part in parts for size in part.sizes or ())
+        largest = tuple(map(max, zip(*(part.input_size for part in parts), strict=True)))
+        told = replace(parts[0], modified_weights=_all_modified(parts), sizes=sizes, input_size=largest)
+        return replace(told, by_target=tuple(by_target))
 
     @classmethod
     def side_by_side(cls, parts: Sequence[DeviceResults]) -> DeviceResults:
@@ -151,10 +175,11 @@ def judge(results: DeviceResults, verdicts: Tensor) -> list[CAMResult]:
             input_size=results.input_size,
             task=result.scores.task,
             layouts={layer: str(layout) for layer, layout in results.layouts.items()},
-            extent=results.extent,
             absence=result.scores.absence,
             regions=result.scores.regions,
             boxes=result.scores.boxes,
+            sizes=results.sizes,
+            extents={layer: found.extents for layer, found in result.examinations.items() if found.extents is not None},
         )
         for number, result in enumerate(results.by_target)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from gradcam_callback.engine import gradients, health
 from gradcam_callback.engine.auto import choose_layer, expect_layouts, find_layouts
 from gradcam_callback.engine.capture import Recording
 from gradcam_callback.engine.device_results import DeviceResults, TargetResult, judge
+from gradcam_callback.engine.extents import find_extents
 from gradcam_callback.engine.forward import ForwardObserver, count_calls, forward_pass, prepared
 from gradcam_callback.engine.grids import ObservedMaps, watching
 from gradcam_callback.engine.image_calls import calls_seeing_images
@@ -30,6 +32,8 @@ from gradcam_callback.engine.targets import OutputSpec, TargetInput
 from gradcam_callback.engine.transfer import copy_to_host
 from gradcam_callback.errors import BadInputError
 from gradcam_callback.results import CAMResult, GradientState, split_call
+
+log = logging.getLogger(__name__)
 
 _NO_OPTIONS = ReplicaOptions()
 MODIFIED_REMEDY = "Have forward write to a buffer, or to a copy of them, or in training mode alone."
@@ -54,7 +58,8 @@ def compute_cam(
         model: Any module that maps images to logits.
         inputs: Images `(N, C, H, W)`, as the model takes them; moved to the model's device. For a model that takes
             more, a tuple of arguments by position or a mapping of arguments by keyword: tensors and lists in it with
-            as many entries as there are images belong to one each. A list of images for a model that takes one.
+            as many entries as there are images belong to one each. A list of images `(C, h, w)`, of different sizes or
+            not, for a model that takes one.
         target_layers: Dotted names of modules inside the model, in which a `*` stands for any part between two dots; or
             "auto": the last module in forward order that has rows and columns in its output and that the whole signal
             passes. Of a layer that runs more than once in a forward pass, the last call that the score depends on is
@@ -130,6 +135,10 @@ def explain(
     request = with_references(model, inputs, request, options)
     if request.uses_auto:
         request = choose_layer(model, inputs, request, options=options)
+        if request.remark:
+            log.warning(
+                '"auto" takes the layer %r: %s. `target_layers` names another.', *request.layers, request.remark
+            )
         seen = survey_output(model, inputs, request, options=options)
         request, extent = replace(request, samples_depend=seen.samples_depend), seen.extent
 
@@ -139,7 +148,7 @@ def explain(
         if results is None:
             results = _explained(replica.model, images, find_layouts(replica.model, images, request), observer)
         assert results is not None
-        return replace(results, modified_weights=replica.modified_weights(), extent=extent)
+        return replace(results, modified_weights=replica.modified_weights()).within(extent)
 
     return run_in_replica(model, job, options)
 
@@ -175,7 +184,7 @@ class _Pass:
         watch = None if observer is None else observer()
 
         def read(returned: Any) -> list[Any]:
-            return [target.read(returned, request.output, self.inputs.images) for target in request.targets]
+            return [target.read(returned, request.output, self.inputs.apart) for target in request.targets]
 
         with (
             watching(request.layouts.values()),
@@ -199,7 +208,9 @@ class _Pass:
                     return None
                 found = {name: self._examine(name, pair, scores.values) for name, pair in pairs.items()}
                 results.append(TargetResult.of(scores, found))
-        return DeviceResults(tuple(results), self.inputs.size)
+        given = DeviceResults(tuple(results), self.inputs.size, sizes=self.inputs.sizes)
+        is_padded = self.inputs.sizes is not None or any(result.scores.task == "detection" for result in results)
+        return given.within(find_extents(self.model, self.inputs)) if is_padded and self.inputs.axes == 2 else given
 
     def run_apart(self) -> DeviceResults:
         """A pass for each layer, or for each call of the only one, so that none disturbs another."""

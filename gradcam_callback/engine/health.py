@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gradcam_callback.causes import Cause
@@ -38,6 +39,8 @@ class Examination:
         detail: That cause in words.
         calls: How often the layer ran.
         call: Which of its calls was examined, counted from 0.
+        extents: float32 `(N, 4)`, which part of its map each image is: top, left, bottom, right in cells; None where
+            it is all of it.
     """
 
     cam: Tensor
@@ -48,11 +51,20 @@ class Examination:
     detail: str = ""
     calls: int = 1
     call: int = 0
+    extents: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Examination:
         """The same on another device."""
         cam, norm, code, empty = (tensor.to(device) for tensor in (self.cam, self.norm, self.code, self.empty))
-        return replace(self, cam=cam, norm=norm, code=code, empty=empty)
+        extents = None if self.extents is None else self.extents.to(device)
+        return replace(self, cam=cam, norm=norm, code=code, empty=empty, extents=extents)
+
+    def within(self, shares: Tensor) -> Examination:
+        """The same with extents, from shares `(N, 4)` of the height and the width."""
+        height, width = self.cam.shape[1:]
+        # Side by side, because a tensor made of the numbers would have to be copied to the device.
+        sides = zip(shares.unbind(1), (height, width, height, width), strict=True)
+        return replace(self, extents=torch.stack([side * cells for side, cells in sides], dim=1))
 
     def where(self, present: Tensor) -> Examination:
         """The same, but that the samples which are not present have nothing to explain."""
@@ -133,16 +145,37 @@ def concat(parts: Sequence[Examination]) -> Examination:
     if len(parts) == 1:
         return parts[0]
     told = next((part for part in parts if part.cause is not None), parts[0])
-    # A part in which the layer never ran has maps of one pixel, which is NaN: it gets the space of the others.
-    space = max((part.cam.shape[1:] for part in parts), key=lambda shape: shape.numel())
-    cams = [part.cam.expand(-1, *space) if part.cam.shape[1:].numel() == 1 else part.cam for part in parts]
+    # The batches of images of different sizes differ in size, and so do their maps.
+    space = tuple(map(max, zip(*(part.cam.shape[1:] for part in parts), strict=True)))
+    extents = None
+    if any(part.extents is not None for part in parts):
+        extents = torch.cat([_whole(part.cam) if part.extents is None else part.extents for part in parts])
     return replace(
         told,
-        cam=torch.cat(cams),
+        cam=torch.cat([_enlarged(part.cam, space) for part in parts]),
         norm=torch.cat([part.norm for part in parts]),
         code=torch.cat([part.code for part in parts]),
         empty=torch.cat([part.empty for part in parts]),
+        extents=extents,
     )
+
+
+def _enlarged(cam: Tensor, space: tuple[int, ...]) -> Tensor:
+    """Maps with more cells, which are zero; rows of NaN stay such.
+
+    A part in which the layer never ran has maps of one cell, which is NaN.
+    """
+    added = [side - own for side, own in zip(space, cam.shape[1:], strict=True)]
+    if not any(added):
+        return cam
+    padded = F.pad(cam, [cells for side in reversed(added) for cells in (0, side)])
+    return torch.where(_beside(cam.flatten(1)[:, 0].isnan(), cam), torch.nan, padded)
+
+
+def _whole(cam: Tensor) -> Tensor:
+    """Extents of images that are all of their maps."""
+    zero = cam.new_zeros(len(cam))
+    return torch.stack([zero, zero, zero + cam.shape[1], zero + cam.shape[2]], dim=1)
 
 
 def pack(examinations: Iterable[Examination]) -> Tensor:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradcam_callback.engine.batch_rows import leaves, map_leaves, map_tensors, rows_of
+from gradcam_callback.engine.batch_rows import Placeholder, leaves, map_leaves, map_tensors, rows_of
 from gradcam_callback.engine.layouts import Grid
 from gradcam_callback.errors import BadInputError
 
@@ -17,7 +18,7 @@ IMAGE_NAMES = ("image", "images", "pixel_values", "inputs", "x")
 """As libraries name what images are given as."""
 
 
-class _Slot:
+class _Slot(Placeholder):
     """Stands for the images among what else the model gets: one tensor, or a list with a tensor for each image."""
 
     def __init__(self, name: str, *, is_list: bool = False) -> None:
@@ -53,12 +54,15 @@ class ModelInputs:
         args: By position, with `IMAGES` where the images are, or `IMAGE_LIST` if the model takes a list of them.
         kwargs: By keyword, likewise.
         axes: Of space: 1 of signals, 2 of images, 3 of volumes; 0 while that is not known, see `spaces`.
+        sizes: `(h, w)` of each image of a list, which stands at the upper left of its row of `images`, with zeros
+            beside and beneath it; None: each is all of its row.
     """
 
     images: Tensor
     args: tuple[Any, ...] = (IMAGES,)
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     axes: int = 0
+    sizes: tuple[tuple[int, int], ...] | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim == 4:
@@ -69,8 +73,8 @@ class ModelInputs:
         """What a caller gives for inputs, as one.
 
         Args:
-            given: A tensor of images; a list of tensors `(C, H, W)` of one shape, for a model that takes a list; a
-                tuple of arguments by position; or a mapping of arguments by keyword.
+            given: A tensor of images; a list of tensors `(C, h, w)`, whose sizes may differ, for a model that takes a
+                list; a tuple of arguments by position; or a mapping of arguments by keyword.
 
         Raises:
             TypeError: It is none of these.
@@ -78,16 +82,17 @@ class ModelInputs:
         """
         if isinstance(given, ModelInputs):
             return given
-        if isinstance(given, Tensor):
-            return cls(_checked(given))
-        if isinstance(given, list) and given and all(isinstance(image, Tensor) for image in given):
-            return cls(_stacked(given), (IMAGE_LIST,))
+        if isinstance(given, Tensor) or _is_list(given):
+            images, slot, sizes = _read(given)
+            return cls(images, (slot,), sizes=sizes)
         if isinstance(given, Mapping):
             name = _image_name(given)
-            return cls(_checked(given[name]), (), {**given, name: IMAGES})
+            images, slot, sizes = _read(given[name])
+            return cls(images, (), {**given, name: slot}, sizes=sizes)
         if isinstance(given, tuple):
             place = _image_place(given)
-            return cls(_checked(given[place]), (*given[:place], IMAGES, *given[place + 1 :]))
+            images, slot, sizes = _read(given[place])
+            return cls(images, (*given[:place], slot, *given[place + 1 :]), sizes=sizes)
         raise TypeError(
             "The inputs are a tensor (N, C, H, W), a list of images, a tuple of arguments or a mapping of them; given: "
             f"{type(given).__name__}."
@@ -99,12 +104,26 @@ class ModelInputs:
     def __getitem__(self, samples: slice) -> ModelInputs:
         count = len(self)
         args, kwargs = rows_of(self.args, samples, count), rows_of(dict(self.kwargs), samples, count)
-        return ModelInputs(self.images[samples], args, kwargs, self.axes)
+        images, sizes = self.images[samples], None
+        if self.sizes is not None:  # those that are left may need less room
+            sizes = self.sizes[samples]
+            images = images[..., : max(h for h, _ in sizes), : max(w for _, w in sizes)] if sizes else images
+        return replace(self, images=images, args=args, kwargs=kwargs, sizes=sizes)
 
     @property
     def size(self) -> Grid:
         """`(H, W)` of the images, in pixels; of signals `(W,)`, of volumes `(D, H, W)`."""
         return tuple(self.images.shape[-(self.axes or max(2, self.images.ndim - 2)) :])
+
+    @property
+    def differ(self) -> bool:
+        """Whether the images differ in size."""
+        return self.sizes is not None and len(set(self.sizes)) > 1
+
+    @property
+    def apart(self) -> Tensor | list[Tensor]:
+        """The images; a list of them where they differ in size."""
+        return separated(self.images, self.sizes) if self.differ else self.images
 
     @property
     def others(self) -> Iterator[Tensor]:
@@ -120,7 +139,7 @@ class ModelInputs:
         """Call the model with copies, because forward may change its input in place."""
         images = self.images.clone()
         args, kwargs = map_tensors((self.args, dict(self.kwargs)), Tensor.clone)
-        return model(*filled(args, images), **filled(kwargs, images))
+        return model(*filled(args, images, self.sizes), **filled(kwargs, images, self.sizes))
 
     def with_images(self, images: Tensor) -> ModelInputs:
         """The same with other images of the same number."""
@@ -133,18 +152,46 @@ class ModelInputs:
             return leaf.detach().to(device) if isinstance(leaf, Tensor) else leaf
 
         args, kwargs = map_leaves((self.args, dict(self.kwargs)), moved)
-        return ModelInputs(moved(self.images), args, kwargs, self.axes)
+        return replace(self, images=moved(self.images), args=args, kwargs=kwargs)
 
 
-def filled(value: Any, images: Tensor) -> Any:
-    """The same structure with the images in their place."""
+def filled(value: Any, images: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> Any:
+    """The same structure with the images in their place; in a list, each has its own size."""
 
     def given(leaf: Any) -> Any:
         if not isinstance(leaf, _Slot):
             return leaf
-        return list(images) if leaf.is_list else images
+        return separated(images, sizes) if leaf.is_list else images
 
     return map_leaves(value, given)
+
+
+def separated(images: Tensor, sizes: Sequence[tuple[int, int]] | None) -> list[Tensor]:
+    """One tensor an image, of its own size."""
+    if sizes is None:
+        return list(images)
+    return [image[..., :height, :width].contiguous() for image, (height, width) in zip(images, sizes, strict=True)]
+
+
+def padded(images: Mapping[str, Tensor]) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
+    """Images `(C, h, w)` by name as one tensor `(N, C, H, W)`, each at the upper left among zeros; and their sizes.
+
+    Raises:
+        ValueError: They are no images, or differ in channels or dtype; the message names the first of each kind.
+    """
+    kinds = {f"{tuple(image.shape[:-2])} of {image.dtype}": name for name, image in reversed(list(images.items()))}
+    if len(kinds) > 1 or any(image.ndim != 3 for image in images.values()):
+        found = ", ".join(
+            f"{name} is {tuple(images[name].shape)} of {images[name].dtype}" for name in reversed(kinds.values())
+        )
+        raise BadInputError(
+            "A list of images holds tensors (C, h, w) with the same number of channels and of one dtype, whose height "
+            f"and width may differ; given: {found}."
+        )
+    sizes = tuple((image.shape[1], image.shape[2]) for image in images.values())
+    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+    parts = [F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images.values()]
+    return torch.stack(parts), sizes
 
 
 Inputs = Tensor | Sequence[Tensor] | Mapping[str, Any] | ModelInputs
@@ -163,14 +210,16 @@ def _checked(images: Any) -> Tensor:
     return images
 
 
-def _stacked(images: Sequence[Tensor]) -> Tensor:
-    shapes = sorted({tuple(image.shape) for image in images})
-    if len(shapes) > 1 or len(shapes[0]) != 3:
-        raise BadInputError(
-            "A list of images holds tensors (C, H, W) of one shape, so that the maps can be compared; given: "
-            f"{', '.join(map(str, shapes))}. Resize them, or explain them one by one."
-        )
-    return torch.stack(list(images))
+def _read(given: Any) -> tuple[Tensor, _Slot, tuple[tuple[int, int], ...] | None]:
+    """Images, what stands for them, and their sizes where they are a list."""
+    if not _is_list(given):
+        return _checked(given), IMAGES, None
+    images, sizes = padded({f"#{place}": image for place, image in enumerate(given)})
+    return images, IMAGE_LIST, sizes
+
+
+def _is_list(given: Any) -> bool:
+    return isinstance(given, list) and bool(given) and all(isinstance(image, Tensor) for image in given)
 
 
 def _image_name(given: Mapping[str, Any]) -> str:
@@ -187,17 +236,21 @@ def _image_name(given: Mapping[str, Any]) -> str:
 
 
 def _image_place(given: tuple[Any, ...]) -> int:
-    """The position of the images: the first tensor with four axes, else with five, else with three."""
-    for axes in (4, 5, 3):
+    """The position of the images: the first tensor with four axes, else a list of them, else with five, or three."""
+    for kind in (4, list, 5, 3):
         for place, value in enumerate(given):
-            if isinstance(value, Tensor) and value.ndim == axes:
+            if _is_list_of_images(value) if kind is list else isinstance(value, Tensor) and value.ndim == kind:
                 return place
     held = ", ".join(map(_describe, given)) or "nothing"
     raise BadInputError(f"There are no images among the inputs, which are tensors (N, C, H, W); given: {held}.")
 
 
 def _may_be_images(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim in (3, 4, 5)
+    return _is_list_of_images(value) or (isinstance(value, Tensor) and value.ndim in (3, 4, 5))
+
+
+def _is_list_of_images(value: Any) -> bool:
+    return _is_list(value) and all(image.ndim == 3 for image in value)
 
 
 def _describe(value: Any) -> str:

@@ -18,17 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradcam_callback.engine.extents import find_extents
 from gradcam_callback.engine.forward import prepared, run_without_graph
 from gradcam_callback.engine.inputs import Inputs, ModelInputs
 from gradcam_callback.engine.layouts import floating_tensors
 from gradcam_callback.engine.memory import is_out_of_memory
-from gradcam_callback.engine.padding import entries_kept, image_extent
 from gradcam_callback.engine.process_state import generators_kept
 from gradcam_callback.engine.replica import Replica, ReplicaOptions, run_in_replica
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.engine.survey import altered
 from gradcam_callback.engine.targets import ClassTarget, count_alternatives, find_logits
-from gradcam_callback.results import Extent
 
 _NO_OPTIONS = ReplicaOptions()
 # By how much, as a share of the largest, numbers of one sample change if the samples depend on each other. The same
@@ -44,7 +43,8 @@ class OutputSurvey:
 
     Attributes:
         samples_depend: Whether the samples of a batch depend on each other in evaluation mode.
-        extent: Where the image lies in the padded image that the network sees; None where it is all of it.
+        extent: Which part of what the layers see an image is, as of `find_extents`; None where it is all of it. Of a
+            list of images that is looked for in each pass, because each may have a size of its own.
         alternatives: How many matrices of one shape may be the logits, of which the first was taken.
         is_embedding: Whether the rows that are taken for logits are vectors of length 1, and so no scores of classes.
     """
@@ -52,7 +52,7 @@ class OutputSurvey:
     samples_depend: bool = False
     is_embedding: bool = False
     alternatives: int = 1
-    extent: Extent | None = None
+    extent: tuple[float, ...] | None = None
 
 
 def survey_output(
@@ -77,12 +77,12 @@ def survey_output(
     def job(replica: Replica) -> OutputSurvey:
         images = prepared(ModelInputs.of(inputs)[:2], replica.model)
         first = _run(replica.model, images)
-        depends, extent = _change_one(replica.model, images, first) if len(images) > 1 else (False, None)
+        extents = find_extents(replica.model, images) if images.sizes is None and images.axes == 2 else None
         return OutputSurvey(
-            samples_depend=depends,
+            samples_depend=len(images) > 1 and _samples_depend(replica.model, images, first),
             is_embedding=of_classes and _has_unit_rows(find_logits(first, request.output)),
             alternatives=count_alternatives(first, request.output) if of_classes else 1,
-            extent=extent,
+            extent=None if extents is None else tuple(extents[0].tolist()),
         )
 
     try:
@@ -98,19 +98,17 @@ def _run(model: nn.Module, images: ModelInputs) -> Any:
         return run_without_graph(model, images)
 
 
-def _change_one(model: nn.Module, images: ModelInputs, first: Any) -> tuple[bool, Extent | None]:
-    """Whether what is returned for the first image changes with the second, and where the second lies in the input."""
+def _samples_depend(model: nn.Module, images: ModelInputs, first: Any) -> bool:
+    """Whether what is returned for the first image changes with the second, and not by itself."""
     changed = images.with_images(torch.cat([images.images[:1], altered(images.images[1:])]))
-    with entries_kept(model, images) as plain:
-        again = _run(model, images)
+    again = _run(model, images)
     try:
-        with entries_kept(model, images) as other:
-            beside = _run(model, changed)
+        beside = _run(model, changed)
     except Exception as error:  # a model may refuse an image that is none
         if is_out_of_memory(error):
             raise
-        return False, None
-    return _differ(again, beside) and not _differ(first, again), image_extent(plain, other, sample=1)
+        return False
+    return _differ(again, beside) and not _differ(first, again)
 
 
 def _differ(returned: Any, other: Any) -> bool:

@@ -161,7 +161,7 @@ class ProbePass:
             request = with_references(model, inputs, request, self.replica_options)
         output = self._survey_output(model, inputs, request)
         request = replace(request, samples_depend=output.samples_depend)
-        results = replace(self._explain(model, inputs, request), extent=output.extent)
+        results = self._explain(model, inputs, request).within(output.extent)
         self._layouts = results.layouts  # found once
         shown = _to_host([results], results, None if self._gathers else render)
         causes = self._find_causes(model, inputs, request, judge(results, shown.verdicts[0]))

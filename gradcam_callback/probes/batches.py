@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -32,25 +32,51 @@ LABEL_KEY = "label"
 LABEL_NAMES = (LABEL_KEY, "labels", "target", "targets", "y", "mask", "masks")
 
 
-def find_images(batch: Any, key: Key = IMAGE_KEY) -> Tensor | Sequence[Tensor]:
-    """The images of a batch, as it has them: `(N, C, H, W)`, `(N, H, W)`, or a list of `(C, H, W)`.
+Images = Tensor | Sequence[Tensor]
+"""`(N, C, H, W)`, `(N, H, W)`, or a list of `(C, H, W)`; volumes are `(N, C, D, H, W)`, signals `(N, C, W)`."""
 
-    Volumes are `(N, C, D, H, W)`, signals `(N, C, W)`.
+
+def locate_images(batch: Any, key: Key = IMAGE_KEY, given: Sequence[Key] = ()) -> tuple[Key, Images]:
+    """Where a batch has its images, and they themselves, as it has them.
+
+    Args:
+        batch: Any.
+        key: Where they are; by default under a usual name, or first in a tuple.
+        given: What forward gets. Without a key, images are among that, if it is known to be in the batch.
 
     Raises:
         ValueError: There are none.
     """
-    names = (*IMAGE_NAMES, 0) if key == IMAGE_KEY else (key,)
-    images = batch if isinstance(batch, Tensor) else find_entry(batch, "image_key", names)
-    if isinstance(images, Tensor) and images.ndim in (3, 4, 5):
-        return images
-    is_list = isinstance(images, (list, tuple)) and len(images) > 0
-    if is_list and all(isinstance(image, Tensor) and image.ndim == 3 for image in images):
-        return images
+    if isinstance(batch, Tensor) or (key == IMAGE_KEY and _are_images_of_sizes(batch)):
+        return key, batch
+    found = _entries(batch, (*IMAGE_NAMES, 0) if key == IMAGE_KEY else (key,))
+    place, images = next(iter(found.items()), (key, None))
+    others = _entries(batch, given) if key == IMAGE_KEY else {}
+    others = {other: entry for other, entry in others.items() if _are_images(entry, axes=(4, 5))}
+    if others and not any(entry is images for entry in others.values()):
+        place, images = next(iter(others.items()))
+    if _are_images(images, axes=(3, 4, 5)):
+        return place, cast(Images, images)
+    if not found:
+        find_entry(batch, "image_key", [key])  # which says what is there
     raise BadInputError(
         f"The probes have to be images, a tensor (N, C, H, W) or (N, H, W); the batch has {kind_of(images)}. "
         "Say with image_key where the images are, or use TensorProbes."
     )
+
+
+def _are_images(entry: Any, axes: Sequence[int]) -> bool:
+    if isinstance(entry, Tensor):
+        return entry.ndim in axes
+    is_list = isinstance(entry, (list, tuple)) and len(entry) > 0
+    return is_list and all(isinstance(image, Tensor) and image.ndim == 3 for image in entry)
+
+
+def _are_images_of_sizes(batch: Any) -> bool:
+    """Whether a batch is itself a list of images, which is beyond doubt if they differ in height or width alone."""
+    if not isinstance(batch, (tuple, list)) or not all(isinstance(one, Tensor) and one.ndim == 3 for one in batch):
+        return False
+    return len({one.shape[0] for one in batch}) == 1 and len({one.shape for one in batch}) > 1
 
 
 def find_entry(batch: Any, option: str, keys: Sequence[Key]) -> Any:
@@ -72,7 +98,8 @@ def choose_label_key(batch: Any, image_key: Key, images: Any, positions: Sequenc
     beside = str(image_key).rpartition(".")[0]
     candidates = _entries(batch, (*LABEL_NAMES, *(f"{beside}.{name}" for name in LABEL_NAMES if beside)))
     if not candidates and isinstance(batch, (tuple, list)):
-        candidates = {place: entry for place, entry in enumerate(batch) if entry is not images}
+        nested = str(image_key).partition(".")[0] if "." in str(image_key) else None
+        candidates = {k: entry for k, entry in enumerate(batch) if entry is not images and str(k) != nested}
     if not candidates:
         where = f"There is no {LABEL_KEY!r} in the batch: {describe_contents(batch)}. The probes have no labels; if "
         return None, "" if isinstance(batch, Tensor) else where + "there are some, say where with label_key."

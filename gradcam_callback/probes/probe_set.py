@@ -42,6 +42,8 @@ class ProbeSet:
         boxes: A probe's labelled boxes `(n, 4)` (left, top, right, bottom in pixels) and their classes `(n,)`.
         batch: All that the validation's batches hold of the probes, in the structure of a batch, where that was asked
             for.
+        sizes: `(h, w)` of each image in pixels, where the batches hold lists of images; each stands at the upper left
+            of its row of `images`, with zeros beside and beneath it. None where they hold tensors.
     """
 
     images: Tensor
@@ -58,6 +60,7 @@ class ProbeSet:
     masks: Tensor | None = None
     boxes: tuple[tuple[Tensor, Tensor], ...] | None = None
     batch: Any = None
+    sizes: tuple[tuple[int, int], ...] | None = None
 
     @property
     def annotations(self) -> Annotations:
@@ -70,7 +73,7 @@ class ProbeSet:
             masks=self.masks,
             boxes=self.boxes,
             class_names=self.class_names,
-            batch=[self.images, self.labels] if self.batch is None else filled(self.batch, self.images),
+            batch=[self.images, self.labels] if self.batch is None else filled(self.batch, self.images, self.sizes),
         )
 
     @property
@@ -86,7 +89,7 @@ class ProbeSet:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """`(H, W)` in pixels."""
+        """`(H, W)` in pixels; of different sizes, room for all."""
         return self.images.shape[-2], self.images.shape[-1]
 
     @property
@@ -128,7 +131,7 @@ def make_probe_set(
 
 
 def stack_images(images: Mapping[str, Tensor]) -> Tensor:
-    """Images by name, as one tensor.
+    """Images by name, as one tensor; without any, an empty one.
 
     Raises:
         ValueError: They differ in shape or dtype; the message names the first of each kind.
@@ -140,7 +143,7 @@ def stack_images(images: Mapping[str, Tensor]) -> Tensor:
             f"The probes differ in shape (C, H, W) or dtype: {found}. Put a resize to one height and width into the "
             "transform."
         )
-    return torch.stack(list(images.values()))
+    return torch.stack(list(images.values())) if images else torch.empty(0, 0, 0, 0)
 
 
 def copy_tensor(tensor: Tensor) -> Tensor:

@@ -38,6 +38,8 @@ class CaptureContext:
             process reads all samples.
         apply_batch_hooks: The batch-transfer hooks of a copy of the model; None if the model has none of its own.
         keeps_batch: Whether all that the batches hold of the samples is kept.
+        given: Keys of what forward gets of a batch, as far as the options or its signature tell: images are among that.
+        remark: Of a batch with a placeholder for the images, what to tell the user about the inputs; "" if nothing.
     """
 
     datasets: Sequence[Any] = ()
@@ -46,6 +48,8 @@ class CaptureContext:
     world_size: int = 1
     apply_batch_hooks: Callable[[Any], Any] | None = None
     keeps_batch: bool = False
+    given: Sequence[int | str] = ()
+    remark: Callable[[Any], str] | None = None
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no one answer to ==
@@ -57,8 +61,9 @@ class ProbeSample:
         image: `(C, H, W)` or `(H, W)`, as the batch has it.
         label: What the batch has for its label: a number, one a class, or one a pixel; or a mapping with boxes. None
             where it has nothing of the kind.
-        notice: What to tell the user about its label; "" if there is nothing to tell.
+        notice: What to tell the user about its label and its inputs; "" if there is nothing to tell.
         row: All that the batch holds of it, as a batch of one; None where that was not asked for.
+        is_listed: Whether the batch holds a list of images, whose sizes may differ.
     """
 
     position: int
@@ -66,6 +71,7 @@ class ProbeSample:
     label: Any
     notice: str = ""
     row: Any = None
+    is_listed: bool = False
 
 
 class ProbeCollector(ABC):

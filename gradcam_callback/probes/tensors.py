@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradcam_callback.errors import BadInputError
-from gradcam_callback.probes.batches import find_images, kind_of
+from gradcam_callback.probes.batches import kind_of, locate_images
 from gradcam_callback.probes.checks import class_labels
 from gradcam_callback.probes.probe_set import copy_tensor, fingerprint, make_probe_set
 from gradcam_callback.probes.source import CaptureContext, FixedCollector, ProbeCollector, ProbeSource
@@ -84,7 +84,7 @@ def pass_batch_hooks(
         return images, (notice + "where the hooks normalise, set `through_hooks: true`.",)
     given = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels.clone()
     try:
-        found = find_images(hooks([images, given]))
+        _, found = locate_images(hooks([images, given]))
         passed = found if isinstance(found, Tensor) else torch.stack(list(found))
     except Exception as error:  # they are the user's
         raise BadInputError(

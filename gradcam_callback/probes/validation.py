@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from gradcam_callback.engine.batch_rows import join_rows, map_tensors, replace_entry, rows_of
-from gradcam_callback.engine.inputs import IMAGE_LIST, IMAGES
+from gradcam_callback.engine.inputs import IMAGE_LIST, IMAGES, padded
 from gradcam_callback.errors import BadInputError
 from gradcam_callback.probes.annotations import as_rows, join_labels, not_classes
 from gradcam_callback.probes.batches import (
@@ -23,8 +23,8 @@ from gradcam_callback.probes.batches import (
     choose_label_key,
     class_indices,
     find_entry,
-    find_images,
     kind_of,
+    locate_images,
 )
 from gradcam_callback.probes.checks import batch_key, distinct_positions, whole_number
 from gradcam_callback.probes.dataset_info import find_class_names
@@ -160,12 +160,13 @@ class _BatchCollector(ProbeCollector):
             self._error = error.with_traceback(None)
 
     def _take(self, batch: Any) -> None:
-        images = find_images(batch, self._source.image_key)
+        key, images = locate_images(batch, self._source.image_key, self._context.given)
         slot = IMAGES if isinstance(images, Tensor) else IMAGE_LIST
         positions = [self._position(self._passed + place) for place in range(len(images))]
         self._passed += len(images)
         # Labels are looked for only where they are needed: this is called for every batch of the validation.
-        find_labels = cache(lambda: self._find_labels(batch, images, positions))
+        find_labels = cache(lambda: self._find_labels(batch, key, images, positions))
+        remark = cache(lambda: self._context.remark(marked()) if self._context.remark is not None else "")
         marked = cache(lambda: replace_entry(batch, images, slot))
         classes = [0] * len(images)
         if self._selection.per_class is not None and positions:
@@ -174,16 +175,20 @@ class _BatchCollector(ProbeCollector):
             is_repeat = self._end is not None and position >= self._end
             if is_repeat or not self._selection.wants(position, classes[place]):
                 continue
-            labels, notice = find_labels()
+            labels, about_labels = find_labels()
+            notice = " ".join(filter(None, (about_labels, remark())))
             label = None if labels is None else map_tensors(labels[place], copy_tensor)
             row = rows_of(marked(), slice(place, place + 1), len(images)) if self._context.keeps_batch else None
             row = map_tensors(row, copy_tensor)
-            self._selection.keep(ProbeSample(position, copy_tensor(images[place]), label, notice, row), classes[place])
+            sample = ProbeSample(position, copy_tensor(images[place]), label, notice, row, slot is IMAGE_LIST)
+            self._selection.keep(sample, classes[place])
 
-    def _find_labels(self, batch: Any, images: Any, positions: Sequence[int]) -> tuple[Sequence[Any] | None, str]:
+    def _find_labels(
+        self, batch: Any, image_key: int | str, images: Any, positions: Sequence[int]
+    ) -> tuple[Sequence[Any] | None, str]:
         """The labels of a batch one by one, None if there are none, and what to tell the user about them."""
         if self._label_notice is None:
-            key, notice = choose_label_key(batch, self._source.image_key, images, positions)
+            key, notice = choose_label_key(batch, image_key, images, positions)
             self._label_key, self._label_notice = key, notice
         if self._label_key is None:
             return None, self._label_notice
@@ -226,19 +231,22 @@ class _BatchCollector(ProbeCollector):
                 selection.keep(sample, label)
         chosen = selection.chosen()
         images = {f"#{sample.position}": sample.image for sample in chosen}
+        is_list = any(sample.is_listed for sample in chosen)
         with torch.inference_mode(False):
             known, problem = join_labels(chosen)
             rows = [sample.row for sample in chosen if sample.row is not None]
+            stacked, sizes = padded(images) if is_list else (stack_images(images), None)
             notices = [selection.shortage(), *(sample.notice for sample in chosen), problem]
             return make_probe_set(
                 self._dataset,
-                stack_images(images) if images else torch.empty(0, 0, 0, 0),
+                stacked,
                 known.pop("labels", None),
                 images,
                 indices=tuple(sample.position for sample in chosen),
                 notices=tuple(dict.fromkeys(filter(None, notices))),
                 missing=selection.missing(),
                 batch=join_rows(rows) if rows else None,
+                sizes=sizes,
                 **known,
             )
 

@@ -32,10 +32,26 @@ def fuse(cams: Sequence[Tensor]) -> Tensor:
     return torch.stack([normalise(enlarge(cam, finest)) for cam in cams]).nanmean(dim=0)
 
 
+def fuse_extents(extents: Sequence[Tensor | None], cams: Sequence[Tensor]) -> Tensor | None:
+    """Which part of their mean each image is, as of `CAMResult`; of every layer it is the same part."""
+    first, shape = extents[0], cams[0].shape
+    if first is None:
+        return None
+    finest = [max(sides) for sides in zip(*(cam.shape[1:] for cam in cams), strict=True)]
+    factors = [fine / own for fine, own in zip(finest, shape[1:], strict=True)] * 2
+    return torch.stack([side * factor for side, factor in zip(first.unbind(1), factors, strict=True)], dim=1)
+
+
 def with_fused(result: CAMResult) -> CAMResult:
     """A result with the mean of its maps as one more layer, and a verdict on it."""
     cams: Mapping[str, Tensor] = {**result.cams, FUSED: fuse(list(result.cams.values()))}
-    return replace(result, cams=cams, health={**result.health, FUSED: _verdict(list(result.health.values()))})
+    known = fuse_extents([result.extents.get(layer) for layer in result.cams], list(result.cams.values()))
+    return replace(
+        result,
+        cams=cams,
+        health={**result.health, FUSED: _verdict(list(result.health.values()))},
+        extents=result.extents if known is None else {**result.extents, FUSED: known},
+    )
 
 
 def _verdict(verdicts: Sequence[LayerHealth]) -> LayerHealth:

@@ -22,7 +22,7 @@ from gradcam_callback.reporting.fusion import with_fused
 from gradcam_callback.reporting.panel import Panel, PanelColumn, PanelStyle
 from gradcam_callback.reporting.rendering import tiles
 from gradcam_callback.reporting.rendering.colormap import colormap_table
-from gradcam_callback.results import CAMResult, Extent, GradientState, LayerHealth, name_call
+from gradcam_callback.results import CAMResult, GradientState, LayerHealth, name_call
 
 # Drawing, composing and encoding take memory and time that grow with the probes: so many to a page, so many pages.
 PAGE_PROBES = 32
@@ -49,12 +49,11 @@ class PanelRenderer:
         self.probes = probes
         self.style = style
 
-    def render(self, results: Sequence[TargetResult], extent: Extent | None = None) -> list[Tensor]:
+    def render(self, results: Sequence[TargetResult]) -> list[Tensor]:
         """Draw on the device that holds the results; the host does not wait for it.
 
         Args:
             results: One a target, of the same layers.
-            extent: Where the images lie in what the maps cover, as of `CAMResult`.
 
         Returns:
             A page after another: `(1 + layers * targets, n, th, tw, 3)` uint8, the inputs and the overlays, layer by
@@ -65,7 +64,7 @@ class PanelRenderer:
         Raises:
             ValueError: `mean`, `std` or `channels` is for images with other channels.
         """
-        drawn, peaks, drawing = [], [], PanelDrawing(self.probes, self.style, results, PAGE_PROBES * MOST_PAGES, extent)
+        drawn, peaks, drawing = [], [], PanelDrawing(self.probes, self.style, results, PAGE_PROBES * MOST_PAGES)
         for page in self._pages():
             pixels, highest = drawing.page(page)
             drawn.append(pixels)
@@ -141,7 +140,8 @@ def _name_cells(result: CAMResult, layer: str) -> str:
     """How fine a map is, and what its cells are: "7 x 7 cells", "14 x 14 cells (tokens, 1 extra)"."""
     cells = " x ".join(map(str, result.cams[layer].shape[1:]))
     layout = result.layouts.get(layer, "channels first")
-    return f"{cells} cells" + ("" if layout == "channels first" else f" ({layout})")
+    cells += " cells of the padded batch" if layer in result.extents else " cells"
+    return cells + ("" if layout == "channels first" else f" ({layout})")
 
 
 def _with_slices(column: PanelColumn, slices: Sequence[int], size: Sequence[int]) -> PanelColumn:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from gradcam_callback.engine.targets.logits import class_count, find_logits, own_probabilities, predict, score
-from gradcam_callback.engine.targets.target import Annotations, OutputSpec, Scores, Task
+from gradcam_callback.engine.targets.target import Annotations, Images, OutputSpec, Scores, Task
 from gradcam_callback.errors import BadInputError
 
 _NO_LABELS = (
@@ -88,7 +88,7 @@ class ClassTarget:
             known = replace(known, task=annotations.task, outputs=annotations.outputs)
         return [known]
 
-    def read(self, returned: Any, output: OutputSpec, inputs: Tensor) -> Tensor:
+    def read(self, returned: Any, output: OutputSpec, inputs: Images) -> Tensor:
         """The logits `(N, L)`.
 
         Raises:
@@ -137,8 +137,29 @@ class ClassTarget:
         return replace(self, classes=self.classes[samples], present=present)
 
 
+Own = TypeVar("Own")
+
+
+class _Unbound:
+    """A target that becomes others once the data, or the model, are asked."""
+
+    title: str
+
+    def read(self, returned: Any, output: OutputSpec, inputs: Images) -> Tensor:
+        """Cannot be read before it is bound."""
+        raise unbound(self.title)
+
+    def score(self, read: Tensor) -> Scores:
+        """Cannot be scored before it is bound."""
+        raise unbound(self.title)
+
+    def part(self: Own, samples: slice) -> Own:
+        """The same."""
+        return self
+
+
 @dataclass(frozen=True)
-class PositiveTarget:
+class PositiveTarget(_Unbound):
     """Each label that a sample has, in a column each: the first of each sample, the second, and so on.
 
     Attributes:
@@ -173,21 +194,9 @@ class PositiveTarget:
             for column in columns
         ]
 
-    def read(self, returned: Any, output: OutputSpec, inputs: Tensor) -> Tensor:
-        """Cannot be read before it is bound."""
-        raise unbound(self.title)
-
-    def score(self, read: Tensor) -> Scores:
-        """Cannot be scored before it is bound."""
-        raise unbound(self.title)
-
-    def part(self, samples: slice) -> PositiveTarget:
-        """The same."""
-        return self
-
 
 @dataclass(frozen=True)
-class HighestTarget:
+class HighestTarget(_Unbound):
     """The classes with the highest logits, in a column each.
 
     Attributes:
@@ -199,7 +208,7 @@ class HighestTarget:
     description = "The logits of the classes that the model ranks highest."
 
     @property
-    def title(self) -> str:
+    def title(self) -> str:  # type: ignore[override]
         """How many there are."""
         return f"highest {self.count}"
 
@@ -207,18 +216,6 @@ class HighestTarget:
         """A target for each rank; see `BoundTarget`."""
         ranks = [ClassTarget(name=f"highest {rank + 1}", rank=rank) for rank in range(self.count)]
         return [target for rank in ranks for target in rank.bound(annotations)]
-
-    def read(self, returned: Any, output: OutputSpec, inputs: Tensor) -> Tensor:
-        """Cannot be read before it is bound."""
-        raise unbound(self.title)
-
-    def score(self, read: Tensor) -> Scores:
-        """Cannot be scored before it is bound."""
-        raise unbound(self.title)
-
-    def part(self, samples: slice) -> HighestTarget:
-        """The same."""
-        return self
 
 
 def unbound(what: str) -> BadInputError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
 from gradcam_callback.engine.targets.classes import unbound
-from gradcam_callback.engine.targets.logits import are_detections, describe, is_floating, select
-from gradcam_callback.engine.targets.target import Annotations, OutputSpec, Scores
+from gradcam_callback.engine.targets.logits import are_detections, describe, entry, is_floating, select
+from gradcam_callback.engine.targets.target import Annotations, Images, OutputSpec, Scores
 from gradcam_callback.errors import BadInputError
 
 Detections = tuple[Tensor, Tensor, Tensor]
@@ -77,7 +77,7 @@ class DetectionTarget:
             )
         return [replace(known, labels=annotations.boxes)]
 
-    def read(self, returned: Any, output: OutputSpec, inputs: Tensor) -> list[Detections]:
+    def read(self, returned: Any, output: OutputSpec, inputs: Images) -> list[Detections]:
         """What was detected in each image.
 
         Raises:
@@ -87,7 +87,7 @@ class DetectionTarget:
         if are_detections(found):
             detections = [(one["scores"], one["labels"], one["boxes"]) for one in found]
         else:
-            logits, boxes = _named(found, "logits"), _named(found, "pred_boxes")
+            logits, boxes = entry(found, "logits"), entry(found, "pred_boxes")
             if not is_floating(logits) or not is_floating(boxes) or logits.ndim != 3 or boxes.ndim != 3:
                 raise BadInputError(
                     "A detection needs `boxes`, `labels` and `scores` for each image, or `logits` (N, n, classes) and "
@@ -98,12 +98,12 @@ class DetectionTarget:
             raise BadInputError(f"The model returned detections of {len(detections)} images for {len(inputs)}.")
         return detections
 
-    def _of_queries(self, logits: Tensor, boxes: Tensor, inputs: Tensor) -> list[Detections]:
+    def _of_queries(self, logits: Tensor, boxes: Tensor, inputs: Images) -> list[Detections]:
         is_sigmoid = self.classes is not None and logits.shape[2] == self.classes
         scores = logits.sigmoid() if is_sigmoid else logits.softmax(dim=2)[..., :-1]
         best = scores.max(dim=2)
-        height, width = inputs.shape[-2:]
-        pixels = box_convert(boxes.detach(), "cxcywh", "xyxy") * boxes.new_tensor([width, height, width, height])
+        sides = boxes.new_tensor([[*image.shape[:-3:-1], *image.shape[:-3:-1]] for image in inputs])  # w, h, w, h
+        pixels = box_convert(boxes.detach(), "cxcywh", "xyxy") * sides.unsqueeze(1)
         return list(zip(best.values, best.indices, pixels, strict=True))
 
     def score(self, read: Sequence[Detections]) -> Scores:
@@ -164,7 +164,3 @@ class DetectionTarget:
     def part(self, samples: slice) -> DetectionTarget:
         """With the labels of some of the samples."""
         return self if self.labels is None else replace(self, labels=self.labels[samples])
-
-
-def _named(returned: Any, name: str) -> Any:
-    return returned.get(name) if isinstance(returned, Mapping) else getattr(returned, name, None)

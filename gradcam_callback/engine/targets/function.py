@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradcam_callback.engine.batch_rows import rows_of
 from gradcam_callback.engine.targets.logits import select
-from gradcam_callback.engine.targets.target import Annotations, OutputSpec, Scores
+from gradcam_callback.engine.targets.target import Annotations, Images, OutputSpec, Scores
 from gradcam_callback.errors import BadInputError
 
 
@@ -47,7 +47,7 @@ class FunctionTarget:
         """With the batch; see `BoundTarget`."""
         return [self if self.batch is not None else replace(self, batch=annotations.batch)]
 
-    def read(self, returned: Any, output: OutputSpec, inputs: Tensor) -> Tensor:
+    def read(self, returned: Any, output: OutputSpec, inputs: Images) -> Tensor:
         """The scores `(N,)`.
 
         Raises:

@@ -55,7 +55,7 @@ def count_alternatives(returned: Any, output: OutputSpec = None) -> int:
 
     `find_logits` takes the first of them.
     """
-    is_named = any(is_floating(_named(returned, name)) for name in LOGIT_NAMES)
+    is_named = any(is_floating(entry(returned, name)) for name in LOGIT_NAMES)
     if output is not None or isinstance(returned, Tensor) or is_named:
         return 1
     matrices = [value for value in parts(returned) if is_floating(value) and value.ndim == 2]
@@ -75,7 +75,7 @@ def find_maps(returned: Any, output: OutputSpec = None) -> Tensor:
     if output is not None:
         found = [select(returned, output)]
     else:
-        named = [_named(returned, name) for name in LOGIT_NAMES]
+        named = [entry(returned, name) for name in LOGIT_NAMES]
         found = [value for value in [returned, *named] if is_floating(value) and value.ndim == 4][:1]
         found = found or [value for value in parts(returned) if is_floating(value) and value.ndim == 4]
     if len({value.shape for value in found if isinstance(value, Tensor)}) > 1:
@@ -117,7 +117,7 @@ def _search(returned: Any) -> Any:
     if isinstance(returned, Tensor):
         return returned
     for name in LOGIT_NAMES:
-        value = _named(returned, name)
+        value = entry(returned, name)
         if is_floating(value):  # predicted classes are integers, and have no gradient
             return value
     floating = [value for value in parts(returned) if is_floating(value)]
@@ -135,7 +135,8 @@ def _search(returned: Any) -> Any:
     return next(iter(rows + pooled), None)
 
 
-def _named(returned: Any, name: str) -> Any:
+def entry(returned: Any, name: str) -> Any:
+    """What a mapping has under a name, or an object as an attribute; None where there is nothing."""
     return returned.get(name) if isinstance(returned, Mapping) else getattr(returned, name, None)
 
 

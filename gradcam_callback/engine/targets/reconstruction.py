@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from gradcam_callback.engine.targets.logits import describe, is_floating, parts, select
-from gradcam_callback.engine.targets.target import OutputSpec, Scores
+from gradcam_callback.engine.targets.target import Images, OutputSpec, Scores, of_one_size
 from gradcam_callback.errors import BadInputError
 
 
@@ -22,12 +22,13 @@ class ReconstructionTarget:
     title = "reconstruction error"
     description = "The mean squared error between what the model returns and its input."
 
-    def read(self, returned: Any, output: OutputSpec, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, returned: Any, output: OutputSpec, inputs: Images) -> tuple[Tensor, Tensor]:
         """The reconstructions, and the inputs.
 
         Raises:
             ValueError: Nothing has the shape of the inputs.
         """
+        inputs = of_one_size(inputs)
         chosen = [returned, *parts(returned)] if output is None else [select(returned, output)]
         same = [value for value in chosen if is_floating(value) and value.shape == inputs.shape]
         if not same:

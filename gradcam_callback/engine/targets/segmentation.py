@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gradcam_callback.engine.targets.classes import unbound
 from gradcam_callback.engine.targets.logits import find_maps
-from gradcam_callback.engine.targets.target import Annotations, OutputSpec, Scores
+from gradcam_callback.engine.targets.target import Annotations, Images, OutputSpec, Scores, of_one_size
 from gradcam_callback.errors import BadInputError
 
 Region = Literal["prediction", "label", "image"] | Sequence[int]
@@ -92,13 +92,13 @@ class SegmentationTarget:
             )
         return [replace(known, masks=annotations.masks)]
 
-    def read(self, returned: Any, output: OutputSpec, inputs: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def read(self, returned: Any, output: OutputSpec, inputs: Images) -> tuple[Tensor, tuple[int, int]]:
         """The logits `(N, L, h, w)`, and `(H, W)` of the inputs.
 
         Raises:
             ValueError: There are none, or not one for each input.
         """
-        logits = find_maps(returned, output)
+        logits, inputs = find_maps(returned, output), of_one_size(inputs)
         if len(logits) != len(inputs):
             raise BadInputError(f"The model returned {len(logits)} maps of logits for {len(inputs)} images.")
         return logits, (inputs.shape[-2], inputs.shape[-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gradcam_callback.engine.targets.logits import find_logits, is_floating
-from gradcam_callback.engine.targets.target import OutputSpec, Scores
+from gradcam_callback.engine.targets.logits import entry, find_logits, is_floating
+from gradcam_callback.engine.targets.target import Images, OutputSpec, Scores
 from gradcam_callback.errors import BadInputError
 
 _NAMES = ("embedding", "embeddings", "image_embeds", "features", "pooler_output")
@@ -63,13 +63,13 @@ class SimilarityTarget:
         """The same with the embedding that was read of the reference, `(1, D)`."""
         return replace(self, reference=read[0].detach())
 
-    def read(self, returned: Any, output: OutputSpec, inputs: Tensor) -> Tensor:
+    def read(self, returned: Any, output: OutputSpec, inputs: Images) -> Tensor:
         """The embeddings `(N, D)`.
 
         Raises:
             ValueError: There are none, or not one for each input.
         """
-        named = [] if output is not None or isinstance(returned, Tensor) else [_get(returned, key) for key in _NAMES]
+        named = [] if output is not None or isinstance(returned, Tensor) else [entry(returned, key) for key in _NAMES]
         found = next((value for value in named if is_floating(value) and value.ndim == 2), None)
         embeddings = find_logits(returned, output) if found is None else found
         if len(embeddings) != len(inputs):
@@ -120,7 +120,3 @@ def similarity(given: Any) -> SimilarityTarget:
             f"`similarity` is the position of a probe, counted from 0, or a vector of numbers; given: {given!r}."
         )
     return SimilarityTarget(given)
-
-
-def _get(returned: Any, name: str) -> Any:
-    return returned.get(name) if isinstance(returned, Mapping) else getattr(returned, name, None)

@@ -9,6 +9,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from gradcam_callback.errors import BadInputError
+
 Task = Literal["classification", "multilabel", "regression"]
 """What the numbers of a sample are: scores of classes, of which one is right; of labels, each for itself; or values."""
 
@@ -17,6 +19,23 @@ Kind = Literal["classification", "multilabel", "regression", "segmentation", "de
 
 OutputSpec = str | int | Callable[[Any], Any] | None
 """Where the logits are in what a model returned: a key or attribute, an index, a function; None finds them."""
+
+Images = Tensor | Sequence[Tensor]
+"""Images `(N, C, H, W)`; a list of `(C, h, w)` where they differ in size."""
+
+
+def of_one_size(images: Images) -> Tensor:
+    """The images, if one size is theirs.
+
+    Raises:
+        ValueError: They differ in size.
+    """
+    if isinstance(images, Tensor):
+        return images
+    raise BadInputError(
+        "This target needs images of one size, and these differ: "
+        f"{', '.join(str(tuple(image.shape)) for image in images)}. Resize them."
+    )
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no one answer to ==
@@ -130,10 +149,11 @@ class Target(Protocol):
     def description(self) -> str:
         """What is explained, in a sentence."""
 
-    def read(self, returned: Any, output: OutputSpec, inputs: Tensor) -> Any:
+    def read(self, returned: Any, output: OutputSpec, inputs: Images) -> Any:
         """What the scores are made of, e.g. the logits, out of what the model returned for these inputs.
 
-        It is looked for while the forward pass is still observed, and changes no tensor.
+        It is looked for while the forward pass is still observed, and changes no tensor. The inputs are a list where
+        the images differ in size.
         """
 
     def score(self, read: Any) -> Scores:

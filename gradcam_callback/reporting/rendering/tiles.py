@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradcam_callback.errors import BadInputError
+from gradcam_callback.results import enlarge
 
 # The longest side of a tile lies between the first two; no side is thinner than the third.
 SMALL_TILE = 168
@@ -108,6 +109,24 @@ def tiles(images: Tensor, size: tuple[int, int]) -> Tensor:
     return _as_bytes(_resized(images, size))
 
 
+def placed(parts: Sequence[Tensor]) -> Tensor:
+    """Tiles of different sizes as tiles of one, each in the middle of white.
+
+    Args:
+        parts: `(..., 1, th, tw, 3)` uint8 each.
+
+    Returns:
+        `(..., N, height, width, 3)` uint8, as large as the largest side of any.
+    """
+    height, width = (max(part.shape[axis] for part in parts) for axis in (-3, -2))
+    framed = []
+    for part in parts:
+        rows, columns = height - part.shape[-3], width - part.shape[-2]
+        top, left = rows // 2, columns // 2
+        framed.append(F.pad(part, (0, 0, left, columns - left, top, rows - top), value=255))
+    return torch.cat(framed, dim=-4)
+
+
 def overlays(
     images: Tensor,
     maps: Tensor,
@@ -116,6 +135,7 @@ def overlays(
     size: tuple[int, int],
     *,
     peak: Tensor | None = None,
+    extents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Colour each map and blend it with its image.
 
@@ -129,6 +149,7 @@ def overlays(
         opacity: How strongly the map covers the image, from 0 to 1.
         size: `(th, tw)`, as `tile_size` chooses it.
         peak: What all maps are divided by, as `highest_peak` finds it; None divides each by its own peak.
+        extents: `(N, 4)`, which part of its map each image is, as of `results.enlarge`; None: all of it.
 
     Returns:
         `(N, th, tw, 3)` uint8 tiles, and `(N,)` float32 peaks: the value that the end of the colour bar stands for.
@@ -140,7 +161,7 @@ def overlays(
         raise BadInputError(f"opacity must lie between 0 (only the image) and 1 (only the map), but is {opacity}")
     if len(maps) != len(images):
         raise BadInputError(f"there must be one map an image, but there are {len(maps)} maps and {len(images)} images")
-    maps, drawn = _enlarged(maps, size)
+    maps, drawn = _enlarged(maps, size, extents)
     peaks = maps.amax(dim=(1, 2), keepdim=True)
     if peak is not None:
         peaks = peak.expand_as(peaks)
@@ -151,16 +172,16 @@ def overlays(
     return _as_bytes(blended), torch.where(drawn, peaks, torch.nan).flatten()
 
 
-def highest_peak(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def highest_peak(maps: Tensor, size: tuple[int, int], extents: Tensor | None = None) -> Tensor:
     """The highest value of all maps `(N, h, w)` once they are enlarged, as a scalar on their device."""
-    return _enlarged(maps, size)[0].amax()
+    return _enlarged(maps, size, extents)[0].amax()
 
 
-def _enlarged(maps: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _enlarged(maps: Tensor, size: tuple[int, int], extents: Tensor | None) -> tuple[Tensor, Tensor]:
     """Enlarged maps `(N, th, tw)`, and which of them are drawn, `(N, 1, 1)`; those that are not are zero."""
     drawn = maps.isfinite().flatten(1).all(dim=1)[:, None, None]
     maps = torch.where(drawn, maps.float(), 0.0)
-    return F.interpolate(maps.unsqueeze(1), size=size, mode="bilinear", align_corners=False).squeeze(1), drawn
+    return enlarge(maps, size, extents), drawn
 
 
 def _selected(images: Tensor, channels: Sequence[int] | None) -> Tensor:
