@@ -9,6 +9,13 @@ class BadInputError(ValueError):
     """What was given cannot be used; the message says what it was, what is possible, and what to do."""
 
 
+class UnknownSpaceError(BadInputError):
+    """Which axes of the inputs are those of space cannot be told, or they are not the last ones.
+
+    That lies in the data and the model, and not in an option: a training goes on without maps.
+    """
+
+
 class GradientNullWarning(UserWarning):
     """A probe has no usable gradient at a target layer; there is no heatmap for it."""
 

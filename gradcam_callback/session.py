@@ -13,7 +13,7 @@ from gradcam_callback import trainer_context
 from gradcam_callback.engine import auto
 from gradcam_callback.engine.layer_listing import ListedLayer
 from gradcam_callback.engine.layers import AUTO
-from gradcam_callback.errors import BadInputError
+from gradcam_callback.errors import BadInputError, UnknownSpaceError
 from gradcam_callback.execution.probe_pass import ProbePassResult
 from gradcam_callback.probe_capture import ProbeCapture
 from gradcam_callback.prober import Prober
@@ -123,9 +123,9 @@ class Session:
             result = self._explain(trainer, pl_module, renderer)
             if self.reporter.record_doubts(trainer, renderer, result):
                 self._prober.panels(trainer, result, renderer)
-        except BadInputError:
-            raise
         except Exception as error:
+            if isinstance(error, BadInputError) and not isinstance(error, UnknownSpaceError):
+                raise
             self.reporter.record_failure(trainer, error, self._prober.titles(probes))
         self.reporter.publish(trainer)
 

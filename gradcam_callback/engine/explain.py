@@ -131,7 +131,7 @@ def explain(
             the one layer of the request.
         options: How the replica is made.
     """
-    inputs, extent = with_axes(model, ModelInputs.of(inputs), options), None
+    inputs, extent = with_axes(model, ModelInputs.of(inputs), options, request.layout), None
     request = with_references(model, inputs, request, options)
     if request.uses_auto:
         request = choose_layer(model, inputs, request, options=options)
@@ -270,6 +270,9 @@ class _Pass:
         if len(activation) != len(scores):
             what = f"{len(activation)} maps for {len(scores)} images: needed is one each."
             return self._unsupported(name, scores, what)
+        if activation.ndim - 2 != self.inputs.axes:
+            seen = f"{describe_output(activation)}, with {activation.ndim - 2} axes of space"
+            return self._unsupported(name, scores, f"{seen}: the inputs have {self.inputs.axes}.")
         gradient = None if pair.gradient is None else layout.to_maps(pair.gradient)
         with torch.autocast(scores.device.type, enabled=False):
             cam = method.map(activation, gradient)

@@ -65,8 +65,8 @@ class ModelInputs:
     sizes: tuple[tuple[int, int], ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.images.ndim > 3:
-            object.__setattr__(self, "axes", self.images.ndim - 2)
+        if self.images.ndim == 4:
+            object.__setattr__(self, "axes", 2)
 
     @classmethod
     def of(cls, given: Any) -> ModelInputs:
@@ -113,7 +113,7 @@ class ModelInputs:
     @property
     def size(self) -> Grid:
         """`(H, W)` of the images, in pixels; of signals `(W,)`, of volumes `(D, H, W)`."""
-        return tuple(self.images.shape[-(self.axes or 2) :])
+        return tuple(self.images.shape[-(self.axes or max(2, self.images.ndim - 2)) :])
 
     @property
     def differ(self) -> bool:

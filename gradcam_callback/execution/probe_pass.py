@@ -83,6 +83,7 @@ class ProbePass:
     _resolved: tuple[str, ...] = ()
     _layouts: Mapping[str, Layout] = field(default_factory=dict)
     _remark: str = ""
+    _axes: int = 0
     _output: OutputSurvey | None = None
     _known: dict[str, tuple[_Health, Diagnosis]] = field(default_factory=dict)
 
@@ -126,7 +127,7 @@ class ProbePass:
         """
         if self._resolved or not self.request.uses_auto:
             return None
-        inputs = ModelInputs.of(inputs)
+        inputs = self._with_axes(model, ModelInputs.of(inputs))
 
         def choice() -> tuple[tuple[str, ...], Mapping[str, Layout], str]:
             with self._model_errors_diagnosed(len(inputs)):
@@ -154,8 +155,7 @@ class ProbePass:
             ForwardFailedError: The model raised.
             PartFailedError: Something else failed in one of several processes.
         """
-        with self._model_errors_diagnosed(len(inputs)):
-            inputs = with_axes(model, ModelInputs.of(inputs), self.replica_options)
+        inputs = self._with_axes(model, ModelInputs.of(inputs))
         request = replace(self.request.at(*self.layers), targets=tuple(map(as_target, targets)), layouts=self._layouts)
         with self._model_errors_diagnosed(len(inputs)):
             request = with_references(model, inputs, request, self.replica_options)
@@ -187,6 +187,13 @@ class ProbePass:
             modified_weights=results.modified_weights,
             output=output,
         )
+
+    def _with_axes(self, model: nn.Module, inputs: ModelInputs) -> ModelInputs:
+        """The inputs with the number of their axes of space, which is found once."""
+        if not self._axes:
+            with self._model_errors_diagnosed(len(inputs)):
+                self._axes = with_axes(model, inputs, self.replica_options, self.request.layout).axes
+        return replace(inputs, axes=self._axes)
 
     def _survey_output(self, model: nn.Module, inputs: ModelInputs, request: CAMRequest) -> OutputSurvey:
         """Look at what the model returns, in the first pass: every process, since forward may wait for the others."""
