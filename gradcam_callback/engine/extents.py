@@ -4,10 +4,10 @@ Note [Images within a padded batch]
 
 A detector resizes the images that it gets, and pads them to one size and to a multiple of 32, within forward; others
 pad to a multiple of their stride. Their maps cover the padded batch, and each image only a part of it, which has to be
-known to draw the one over the other. So the tensor is looked at that
-the first module with weights gets. If it has the size of the images, they are all of it. Else the images are altered,
-half of them at a time, and an image lies where its own alteration changes that tensor. Where the others change, too, or
-nothing does, it cannot be told. Each of these passes ends at that module.
+known to draw the one over the other. So the tensor is looked at that the first module with weights gets. If it has the
+size of the images, they are all of it. Else the images are altered, half of them at a time, and an image lies where its
+own alteration changes that tensor. Where the others change, too, or nothing does, it cannot be told. Each of these
+passes ends at that module.
 """
 
 from __future__ import annotations
