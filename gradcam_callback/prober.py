@@ -148,10 +148,11 @@ class Prober:
         if result.task != probes.task:
             shape = tuple(probes.values.shape[1:])
             return f"The labels are no class indices (of shape {shape} each), and the probes have none."
-        what = "several labels an image" if result.task == "multilabel" else "numbers that are no classes"
-        return (
-            f"The data have {what}, so Grad-CAM takes the model's outputs for a {result.task}; `task` says otherwise."
-        )
+        what, meant = {
+            "multilabel": ("several labels an image", "scores of labels, each for itself"),
+            "regression": ("numbers that are no classes", "values of a regression"),
+        }[result.task]
+        return f"The data have {what}, so Grad-CAM takes the model's outputs for {meant}; `task` says otherwise."
 
     @contextmanager
     def _running(self, trainer: Trainer) -> Iterator[None]:
