@@ -491,8 +491,8 @@ class Scoring(Classifier):
 @pytest.mark.parametrize(
     ("kind", "outputs", "task", "said"),
     [
-        ("flags", 3, "multilabel", "takes the model's outputs for scores of labels, each for itself; `task` says otherwise"),
-        ("value", 1, "regression", "takes the model's outputs for values of a regression; `task` says otherwise"),
+        ("flags", 3, "multilabel", "outputs for scores of labels, each for itself; `task` says otherwise"),
+        ("value", 1, "regression", "outputs for values of a regression; `task` says otherwise"),
         ("values", 3, "regression", "numbers that are no classes"),
         ("boxes", 3, "classification", "The labels are no class indices (of shape (7,) each)"),
     ],
