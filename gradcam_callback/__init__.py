@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from gradcam_callback.probes.source import CaptureContext, ProbeCollector, ProbeSource
     from gradcam_callback.probes.tensors import TensorProbes
     from gradcam_callback.probes.validation import ValidationProbes
+    from gradcam_callback.recording.reading import read_run
+    from gradcam_callback.recording.recording import Recording
     from gradcam_callback.reporting.alerts import Alert
     from gradcam_callback.results import (
         CAMResult,
@@ -50,11 +52,13 @@ _HOMES = {
     "ProbeCollector": "probes.source",
     "ProbeSet": "probes.probe_set",
     "ProbeSource": "probes.source",
-    "TensorProbes": "probes.tensors",
+    "Recording": "recording.recording",
     "SourceLocation": "results",
+    "TensorProbes": "probes.tensors",
     "ValidationProbes": "probes.validation",
     "compute_cam": "engine.explain",
     "diagnose": "diagnosis.diagnoser",
+    "read_run": "recording.reading",
 }
 
 __all__ = [
@@ -74,11 +78,13 @@ __all__ = [
     "ProbeCollector",
     "ProbeSet",
     "ProbeSource",
+    "Recording",
     "SourceLocation",
     "TensorProbes",
     "ValidationProbes",
     "compute_cam",
     "diagnose",
+    "read_run",
 ]
 
 

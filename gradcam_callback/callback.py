@@ -21,7 +21,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from gradcam_callback.engine.layer_listing import ListedLayer
 from gradcam_callback.engine.layers import AUTO
 from gradcam_callback.engine.targets import Task
-from gradcam_callback.options import OnNull, Scale, TargetOption
+from gradcam_callback.options import OnNull, PanelOption, Scale, TargetOption
 from gradcam_callback.probes import ProbeSet, ProbeSource
 from gradcam_callback.reporting.alerts import Alert
 from gradcam_callback.results import CAMResult, Diagnosis
@@ -103,6 +103,9 @@ class GradCAMCallback(Callback):
             can be compared.
         fuse: Whether several layers make one more panel, `gradcam/fused`: the mean of their heatmaps, each scaled to
             0..1 before.
+        panels: When a panel is drawn for the Images tab. The viewer shows every look in any case. `every look`;
+            `when something changed`, a prediction, the state of a gradient or an alert, and at the first look;
+            `last`, once, when the run ends; or `never`.
         source_lines: Whether alerts quote the lines of code that they blame, with full paths. What looks like a secret
             is masked in any case.
 
@@ -138,6 +141,7 @@ class GradCAMCallback(Callback):
         opacity: float = 0.5,
         scale: Scale = "each",
         fuse: bool = False,
+        panels: PanelOption = "every look",
         source_lines: bool = True,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
@@ -228,13 +232,13 @@ class GradCAMCallback(Callback):
     @_harmless
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Bring to the disk what waits, also on Ctrl-C."""
-        self._session_of(trainer).reporter.close(trainer)
+        self._session_of(trainer).close(trainer)
 
     @_harmless
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Bring to the disk what waits, and end the thread."""
         self._memory.loaded = {}
-        self._session_of(trainer).reporter.close(trainer)
+        self._session_of(trainer).close(trainer)
 
     def wants_batches(self, trainer: Trainer) -> bool:
         """Whether some batches that are still to come in this validation may hold probes."""

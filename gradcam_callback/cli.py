@@ -1,4 +1,4 @@
-"""The command `gradcam-callback`: LightningCLI with fit, validate, test, doctor and layers; and `explain-cause`."""
+"""The command `gradcam-callback`: LightningCLI with fit, validate, test, doctor and layers, and others without it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from jsonargparse import ActionConfigFile, DefaultHelpFormatter  # type: ignore[
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from gradcam_callback import GradCAMCallback, pages
+from gradcam_callback import GradCAMCallback, pages, report
 from gradcam_callback.doctor import COULD_NOT_RUN, DoctorTrainer, examine_program
 from gradcam_callback.reporting.terminal import print_markdown
 
@@ -37,6 +37,7 @@ Start here:
   gradcam-callback doctor --config FILE              why is my gradient None? without training; same file as fit
   gradcam-callback doctor train.py fit ...           the same for a program of yours, LightningCLI or not
   gradcam-callback layers --config FILE              which layers there are, and which one `auto` takes, and why
+  gradcam-callback report RUN [RUN ...] -o FILE      one HTML file of recorded runs: every epoch, without TensorBoard
   gradcam-callback explain-cause [SLUG]              what an alert means, e.g. detached
 
 Documentation: {pages.REPOSITORY}
@@ -233,6 +234,8 @@ def main(args: list[str] | None = None) -> None:
 def _dispatch(command: str, *rest: str) -> None:
     if command == "explain-cause":
         return explain_cause(list(rest))
+    if command == "report":
+        return report.run_command(list(rest))
     program = rest[1:] if rest[:1] == ("--json",) else rest
     is_module = program[:1] == ("-m",) and len(program) > 1
     if command == "doctor" and program and (is_module or not program[0].startswith("-")):

@@ -11,6 +11,7 @@ Target = int | str | dict[str, Any] | Callable[[Any, Any], Any]
 # In this order, or jsonargparse cannot write a list of targets down in a configuration.
 TargetOption = int | str | dict[str, Any] | Sequence[Target] | Callable[[Any, Any], Any]
 OnNull = Literal["warn", "raise", "ignore"]
+PanelOption = Literal["every look", "when something changed", "last", "never"]
 Scale = Literal["each", "shared"]
 
 

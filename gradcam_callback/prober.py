@@ -21,7 +21,8 @@ from gradcam_callback.execution.probe_pass import ProbePass, ProbePassResult
 from gradcam_callback.execution.processes import ProcessGroup
 from gradcam_callback.probes import ProbeSet, forward_inputs
 from gradcam_callback.reporting.panel import Panel
-from gradcam_callback.reporting.panels import PanelRenderer
+from gradcam_callback.reporting.pass_renderer import PassRenderer
+from gradcam_callback.reporting.recorder import SeenProbes
 from gradcam_callback.results import CAMResult, Diagnosis
 from gradcam_callback.settings import Settings
 
@@ -70,7 +71,7 @@ class Prober:
         }
 
     def explain(
-        self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet, renderer: PanelRenderer
+        self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet, renderer: PassRenderer
     ) -> ProbePassResult:
         """One probe pass.
 
@@ -83,14 +84,22 @@ class Prober:
             self._pass.select_auto(pl_module, inputs, targets[0])
             return self._pass.run(pl_module, inputs, targets, lambda found: renderer.render(found.by_target))
 
-    def panels(self, trainer: Trainer, result: ProbePassResult, renderer: PanelRenderer) -> dict[str, list[Panel]]:
+    def seen(self, result: ProbePassResult, renderer: PassRenderer) -> SeenProbes:
+        """What is recorded of a pass.
+
+        Raises:
+            Exception: It could not be made.
+        """
+        if result.render_failure is not None:
+            raise result.render_failure
+        return renderer.seen(result.rendered, result.results, self.titles(renderer.probes), self._settings.method)
+
+    def panels(self, trainer: Trainer, result: ProbePassResult, renderer: PassRenderer) -> dict[str, list[Panel]]:
         """The pages of each layer's panel.
 
         Raises:
             Exception: They could not be drawn.
         """
-        if result.render_failure is not None:
-            raise result.render_failure
         heading = f"{self._settings.method} · epoch {trainer.current_epoch} · step {trainer.global_step}"
         heading += f" · {self.remark}" if self.remark else ""
         return renderer.panels(result.rendered, result.results, self.titles(renderer.probes), heading)

@@ -17,7 +17,9 @@ from gradcam_callback.reporting import findings
 from gradcam_callback.reporting.alert_reporter import AlertReporter
 from gradcam_callback.reporting.alerts import Finding
 from gradcam_callback.reporting.panel import Panel
-from gradcam_callback.reporting.panels import PanelRenderer
+from gradcam_callback.reporting.panel_schedule import KeptPanels
+from gradcam_callback.reporting.pass_renderer import PassRenderer
+from gradcam_callback.reporting.recorder import Recorder, SeenProbes
 from gradcam_callback.reporting.sinks.files import PanelFiles
 from gradcam_callback.reporting.sinks.sink import Sink
 from gradcam_callback.reporting.tags import Tags
@@ -34,6 +36,7 @@ class RunReporter:
     """
 
     def __init__(self, settings: Settings, memory: Memory) -> None:
+        self._record_tags = memory.record_tags
         self._alerts = AlertReporter(settings.on_null, source_lines=settings.source_lines, alerts=memory.alerts)
 
     def load_alerts(self, trainer: Trainer, records: Sequence[Mapping[str, Any]]) -> None:
@@ -49,28 +52,40 @@ class RunReporter:
         except Exception as error:
             reason = f"There is no place to write to: {type(error).__name__}: {error}."
             self.record(trainer, ["writing"], [findings.not_written([reason])])
-        self._alerts.open(sinks, alerts_tag=tags.alerts, silent=not trainer.is_global_zero)
+        recorder = Recorder(tags, self._record_tags)
+        silent = not trainer.is_global_zero
+        self._alerts.open(sinks, alerts_tag=tags.alerts, recorder=recorder, silent=silent)
         for sink in sinks:
             if isinstance(sink, PanelFiles):
-                where = f"the Grad-CAM panels are written as PNG files under {sink.name}"
+                where = f"the Grad-CAM panels and the recording are written under {sink.name}"
                 self.notice(trainer, f"There is no TensorBoardLogger: {where}.")
 
-    def publish(self, trainer: Trainer, panels: Mapping[str, Panel] | None = None) -> None:
-        """Write panels by their tags, and say what was recorded and is new.
+    @property
+    def has_news(self) -> bool:
+        """Whether there are alerts that are not published yet."""
+        return self._alerts.has_news
+
+    def publish(
+        self, trainer: Trainer, panels: Mapping[str, Panel] | None = None, seen: SeenProbes | None = None
+    ) -> None:
+        """Write panels by their tags and a look at the probes, and say what was found and is new.
 
         Raises:
             GradientNullError: There is a null, and `on_null` is "raise".
         """
         shown = panels if panels and trainer.is_global_zero else {}
-        self._alerts.publish(shown, step=trainer.global_step, epoch=trainer.current_epoch)
+        own = seen if trainer.is_global_zero else None
+        self._alerts.publish(shown, own, step=trainer.global_step, epoch=trainer.current_epoch)
 
     def log_scalars(self, trainer: Trainer, pl_module: LightningModule, scalars: Mapping[str, float]) -> None:
         """Log scalars for other callbacks and for every logger."""
         errors = trainer_context.log_scalars(trainer, pl_module, dict(scalars))
         self.record(trainer, ["logging"], [findings.not_logged(error) for error in errors[:1]])
 
-    def close(self, trainer: Trainer) -> None:
-        """Bring to the disk what waits, and end the thread."""
+    def close(self, trainer: Trainer, kept: KeptPanels | None = None) -> None:
+        """Bring to the disk what waits, and panels that were kept for the end; end the thread."""
+        if kept is not None and trainer.is_global_zero:
+            self._alerts.publish(kept.panels, step=kept.step, epoch=kept.epoch)
         self._alerts.close(step=trainer.global_step, epoch=trainer.current_epoch)
 
     @contextmanager
@@ -102,7 +117,7 @@ class RunReporter:
         subjects = ["forward", "diagnosis", "memory", "weights", *result.results[0].health]
         self.record(trainer, subjects, found)
 
-    def record_doubts(self, trainer: Trainer, renderer: PanelRenderer, result: ProbePassResult) -> bool:
+    def record_doubts(self, trainer: Trainer, renderer: PassRenderer, result: ProbePassResult) -> bool:
         """Take in what makes it doubtful that the panels show what they seem to; whether they can be drawn."""
         style, channels = renderer.style, renderer.probes.displayed.shape[1]
         is_embedding = result.output.is_embedding

@@ -20,7 +20,9 @@ from gradcam_callback.prober import Prober
 from gradcam_callback.probes import ProbeSet
 from gradcam_callback.reporting import findings
 from gradcam_callback.reporting.panel import Panel
-from gradcam_callback.reporting.panels import PanelRenderer
+from gradcam_callback.reporting.panel_schedule import PanelSchedule
+from gradcam_callback.reporting.pass_renderer import PassRenderer
+from gradcam_callback.reporting.recorder import SeenProbes
 from gradcam_callback.reporting.tags import Tags
 from gradcam_callback.results import Diagnosis
 from gradcam_callback.run_reporter import RunReporter, health_scalars
@@ -66,6 +68,7 @@ class Session:
         self._memory = memory
         self._earlier = earlier
         self._prober = Prober(settings)
+        self._schedule = PanelSchedule(settings.panels)
         self._capture = ProbeCapture(settings.source, self._prober.capture_options)
         self._probes: ProbeSet | None = None
         self._is_open = False
@@ -192,21 +195,29 @@ class Session:
             pl_module.log_dict(missing, logger=False, sync_dist=trainer.world_size > 1)
             return self.reporter.publish(trainer)
         drawn: dict[str, list[Panel]] = {}
+        seen: SeenProbes | None = None
         scalars = {self._tags(trainer).null_gradients: float(len(self._probes) * maps)}
         scalars[self._tags(trainer).empty_maps] = 0.0
         try:
-            renderer = self._renderer(self._probes)
+            renderer = self._renderer(self._probes, draws=self._schedule.draws)
             result = self._explain(trainer, pl_module, renderer)
             self._memory.last_result = result.results[0]
             scalars = health_scalars(result.results, self._tags(trainer))  # under other tags if "auto" has chosen
-            if self.reporter.record_doubts(trainer, renderer, result):
+            seen = self._prober.seen(result, renderer)
+            is_plain = self.reporter.record_doubts(trainer, renderer, result)
+            if is_plain and self._schedule.is_due(seen.look, has_news=self.reporter.has_news):
                 drawn = self._prober.panels(trainer, result, renderer)
             self.reporter.record(trainer, ["callback"], [])
         except Exception as error:
             self.reporter.record_failure(trainer, error, self._prober.titles(self._probes))
         scalars[self._tags(trainer).seconds] = self._held + time.perf_counter() - started
         self.reporter.log_scalars(trainer, pl_module, scalars)
-        self.reporter.publish(trainer, self._tags(trainer).panels(drawn))
+        panels = self._tags(trainer).panels(drawn)
+        self.reporter.publish(trainer, self._schedule.take(panels, trainer.global_step, trainer.current_epoch), seen)
+
+    def close(self, trainer: Trainer) -> None:
+        """Bring to the disk what waits, and end the thread."""
+        self.reporter.close(trainer, self._schedule.take_kept())
 
     def diagnose(self, trainer: Trainer, pl_module: LightningModule) -> list[tuple[str, Diagnosis]]:
         """Diagnose each layer for each target; see `GradCAMCallback.diagnose`."""
@@ -224,10 +235,10 @@ class Session:
             raise BadInputError(*(last or ["No sample passed in the validation to take probes from."]))
         return self._probes
 
-    def _renderer(self, probes: ProbeSet) -> PanelRenderer:
-        return PanelRenderer(probes, self._settings.style_for(probes))
+    def _renderer(self, probes: ProbeSet, *, draws: bool = True) -> PassRenderer:
+        return PassRenderer(probes, self._settings.style_for(probes), draws=draws)
 
-    def _explain(self, trainer: Trainer, pl_module: LightningModule, renderer: PanelRenderer) -> ProbePassResult:
+    def _explain(self, trainer: Trainer, pl_module: LightningModule, renderer: PassRenderer) -> ProbePassResult:
         """One probe pass, and what it tells of gradients, memory, weights and probes on record."""
         probes = renderer.probes
         is_chosen = self.layers != (AUTO,)

@@ -10,9 +10,10 @@ from gradcam_callback import options
 from gradcam_callback.engine import layers, layouts, methods
 from gradcam_callback.engine.layouts import LayoutInput
 from gradcam_callback.engine.targets import Target, Task, as_target
-from gradcam_callback.options import OnNull, Scale
+from gradcam_callback.options import OnNull, PanelOption, Scale
 from gradcam_callback.probes import ProbeSet, ProbeSource, as_source, forward_inputs
 from gradcam_callback.probes.forward_inputs import InputsOption
+from gradcam_callback.recording.summaries import RecordTags
 from gradcam_callback.reporting.alerts import Alert
 from gradcam_callback.reporting.panel import PanelStyle
 from gradcam_callback.reporting.rendering.colormap import colormap_table
@@ -44,6 +45,7 @@ class Settings:
     opacity: float
     scale: Scale
     fuse: bool
+    panels: PanelOption
     source_lines: bool
 
     @classmethod
@@ -64,6 +66,7 @@ class Settings:
         if given["task"] is not None:
             options.check_choice("task", given["task"], get_args(Task))
         options.check_choice("scale", given["scale"], get_args(Scale))
+        options.check_choice("panels", given["panels"], get_args(PanelOption))
         options.check_statistics("mean", given["mean"])
         options.check_statistics("std", given["std"])
         options.check_channels(given["channels"])
@@ -126,6 +129,7 @@ class Memory:
         alerts: All alerts so far, in order.
         last_result: The maps of the last probe pass, for the first target.
         probes: The images of the last run that captured any.
+        record_tags: Which tags the recording has used at which step.
         training: What a checkpoint keeps of the training that goes on.
         loaded: What a checkpoint held, until it is known whether its training is resumed.
     """
@@ -133,6 +137,7 @@ class Memory:
     alerts: list[Alert] = field(default_factory=list)
     last_result: CAMResult | None = None
     probes: ProbeSet | None = None
+    record_tags: RecordTags = field(default_factory=RecordTags)
     training: dict[str, Any] = field(default_factory=dict)
     loaded: dict[str, Any] = field(default_factory=dict)
 

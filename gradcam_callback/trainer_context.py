@@ -22,7 +22,7 @@ from torch.utils.data.distributed import DistributedSampler
 from gradcam_callback import entry_point
 from gradcam_callback.engine.replica import ReplicaOptions, copy_structure, isolated
 from gradcam_callback.execution.processes import ProcessGroup
-from gradcam_callback.reporting.sinks.files import AlertFile, PanelFiles, run_folder
+from gradcam_callback.reporting.sinks.files import AlertFile, PanelFiles, RecordingFile, run_folder
 from gradcam_callback.reporting.sinks.sink import Sink
 from gradcam_callback.reporting.sinks.tensorboard import TensorBoardSink, ensure_space_in_events
 
@@ -195,7 +195,8 @@ def open_sinks(trainer: Trainer) -> list[Sink]:
         return [TensorBoardSink(board.experiment), AlertFile(board.log_dir)]
     if trainer not in _FOLDERS:
         _FOLDERS[trainer] = _files_folder(trainer.logger, str(directory))
-    return [PanelFiles(_FOLDERS[trainer]), AlertFile(_FOLDERS[trainer])]
+    folder = _FOLDERS[trainer]
+    return [RecordingFile(folder), PanelFiles(folder), AlertFile(folder)]
 
 
 def _files_folder(logger: Logger | None, directory: str) -> str:

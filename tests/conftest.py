@@ -43,7 +43,11 @@ class Events:
         return cls(
             {tag: [(e.step, e.encoded_image_string) for e in accumulator.Images(tag)] for tag in tags["images"]},
             {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in tags["scalars"]},
-            {tag: [(e.step, _text(e.tensor_proto)) for e in accumulator.Tensors(tag)] for tag in tags["tensors"]},
+            {
+                tag: [(e.step, _text(e.tensor_proto)) for e in accumulator.Tensors(tag)]
+                for tag in tags["tensors"]
+                if accumulator.SummaryMetadata(tag).plugin_data.plugin_name == "text"
+            },
         )
 
     def steps(self, tag: str) -> list[int]:

@@ -532,8 +532,11 @@ def test_a_forward_that_cannot_take_images_is_told_what_to_do(run: MakeRun) -> N
     assert "`inputs`" in null_warnings(fit)[0]
 
 
-@pytest.mark.parametrize("name", ["displayable", "overlays"])
-def test_a_fault_of_ours_does_not_end_the_training(run: MakeRun, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize(("name", "also"), [("displayable", ["writing"]), ("overlays", [])], ids=["images", "maps"])
+def test_a_fault_of_ours_does_not_end_the_training(
+    run: MakeRun, monkeypatch: pytest.MonkeyPatch, name: str, also: list[str]
+) -> None:
+    """The images are shown in the recording, too."""
     def fail(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("our own fault")
 
@@ -541,10 +544,12 @@ def test_a_fault_of_ours_does_not_end_the_training(run: MakeRun, monkeypatch: py
     fit = run(cb(on_null="raise")).fit()
 
     assert fit.trainer.global_step == 3 * STEPS
-    assert fit.alerts == [("raised", "callback", "callback_failed", 0)]
-    [text] = fit.our_warnings()
-    assert "ZeroDivisionError: our own fault" in text
-    assert "training goes on" in text
+    assert [(status, subject) for status, subject, *_ in fit.alerts] == [
+        ("raised", subject) for subject in ["callback", *also]
+    ]
+    for text in fit.our_warnings():
+        assert "ZeroDivisionError: our own fault" in text
+        assert "training goes on" in text
 
 
 def test_a_fault_of_ours_is_no_null_gradient(run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -224,7 +224,7 @@ def test_a_full_disk_ends_our_writing_and_not_the_users(
 
     experiment.flush()
     assert shutil.disk_usage(small_disk).free >= MARGIN / 2  # what is kept for the user, but for the last writes
-    assert shutil.disk_usage(small_disk).used >= 2 * len(panels[0].images["gradcam/layer"].png)
+    assert shutil.disk_usage(small_disk).used >= 2 * len(panels[0].images["gradcam/layer"].content)
     for step in range(100):
         experiment.add_scalar("of the user's", step, step)
     experiment.close()

@@ -13,6 +13,7 @@ from gradcam_callback.errors import GradientNullError, GradientNullWarning
 from gradcam_callback.reporting.alerts import Alert, AlertTracker, Finding, Status
 from gradcam_callback.reporting.findings import not_written
 from gradcam_callback.reporting.panel import Panel
+from gradcam_callback.reporting.recorder import Recorder, SeenProbes
 from gradcam_callback.reporting.report import Report
 from gradcam_callback.reporting.sinks.sink import Sink
 from gradcam_callback.reporting.writer import BackgroundWriter, WritingFailure
@@ -41,20 +42,30 @@ class AlertReporter:
         self._source_lines = source_lines
         self._writer: BackgroundWriter | None = None
         self._alerts_tag = "gradcam/alerts"
+        self._recorder: Recorder | None = None
         self._silent = True
         self._unpublished: list[Alert] = []
         self._nulls: list[Finding] = []
         self._notices: set[str] = set()
 
-    def open(self, sinks: Sequence[Sink], *, alerts_tag: str = "gradcam/alerts", silent: bool = False) -> None:
+    def open(
+        self,
+        sinks: Sequence[Sink],
+        *,
+        alerts_tag: str = "gradcam/alerts",
+        recorder: Recorder | None = None,
+        silent: bool = False,
+    ) -> None:
         """Begin a run.
 
         Args:
-            sinks: Where panels and alerts go; none where this process writes nothing.
+            sinks: Where panels, alerts and records go; none where this process writes nothing.
             alerts_tag: Under which tag the alerts become a text.
+            recorder: Makes records of looks and alerts; None where nothing is recorded.
             silent: Whether to warn of nothing, because another process of the run does.
         """
         self._writer = BackgroundWriter(sinks) if sinks else None
+        self._recorder = recorder
         self._alerts_tag = alerts_tag
         self._silent = silent
 
@@ -64,13 +75,26 @@ class AlertReporter:
         self._unpublished += self.tracker.update(subjects, findings, step=step, epoch=epoch)
         self._nulls += [finding for finding in findings if finding.is_null]
 
-    def publish(self, panels: Mapping[str, Panel] = MappingProxyType({}), *, step: int, epoch: int) -> None:
-        """Write panels, and what was recorded and is new; warn of it.
+    @property
+    def has_news(self) -> bool:
+        """Whether there are alerts that are not published yet."""
+        return bool(self._unpublished)
+
+    def publish(
+        self,
+        panels: Mapping[str, Panel] = MappingProxyType({}),
+        seen: SeenProbes | None = None,
+        *,
+        step: int,
+        epoch: int,
+    ) -> None:
+        """Write panels, a look, and what was found and is new; warn of it.
 
         The panels are composed and written behind the training loop; it waits only where several reports wait already.
 
         Args:
             panels: By their tags.
+            seen: A look at the probes, for the recording.
             step: `trainer.global_step`.
             epoch: `trainer.current_epoch`.
 
@@ -80,11 +104,12 @@ class AlertReporter:
         self._record_writing(step, epoch)
         alerts, self._unpublished = self._unpublished, []
         nulls, self._nulls = self._nulls, []
-        if self._writer is not None and (panels or alerts):
+        if self._writer is not None and (panels or alerts or seen):
+            records = () if self._recorder is None else self._recorder.records(seen, alerts, step=step, epoch=epoch)
             if self._writer.is_full:
                 self.notice("Grad-CAM's panels are written more slowly than they come: the training waits for them.")
             try:
-                self._writer.submit(Report(step, epoch, panels, tuple(alerts), self._alerts_tag))
+                self._writer.submit(Report(step, epoch, panels, tuple(alerts), self._alerts_tag, tuple(records)))
             except Exception as error:  # the alerts are in the tracker and in the warnings all the same
                 finding = not_written([f"Panels and alerts could not be written: {_told(error)}."])
                 alerts += self.tracker.update([finding.subject], [finding], step=step, epoch=epoch)

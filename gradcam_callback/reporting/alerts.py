@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -190,7 +190,7 @@ class Alert:
             return f"{heading}\n\nThis is no longer so: {self.message}"
         parts = [heading, self.message]
         if finding.location is not None:
-            parts.append(_code_around(finding.location))
+            parts.append(_quoted(finding.location))
         parts.append(f"**What to do.** {self.remedy}")
         if isinstance(finding.cause, Cause):
             slug = finding.cause.value
@@ -265,16 +265,21 @@ def _cause(slug: str | None) -> Cause | CallbackIssue | None:
     return Cause(slug) if slug in {cause.value for cause in Cause} else CallbackIssue(slug)
 
 
-def _code_around(location: SourceLocation, reach: int = 2) -> str:
+def code_around(location: SourceLocation, reach: int = 2) -> Iterator[tuple[int, str]]:
+    """The number and the text of the line and of its neighbours; none where no code may be quoted."""
+    if location.code:
+        for number in range(max(1, location.line - reach), location.line + reach + 1):
+            yield number, source_line(location.file, number)
+
+
+def _quoted(location: SourceLocation) -> str:
     """The line with its neighbours, as a block of code, with an arrow at it."""
-    numbers = range(max(1, location.line - reach), location.line + reach + 1)
     inside = f", in the module `{location.module}`" if location.module else ""
     place = f"`{location.file}:{location.line}` in `{location.function}`{inside}"
-    if not location.code:
-        return place
-    lines = [(number, source_line(location.file, number)) for number in numbers]
-    shown = "\n".join(f"{'->' if number == location.line else '  '} {number:4d}  {line}" for number, line in lines)
-    return f"{place}\n\n```\n{shown}\n```"
+    lines = [
+        f"{'->' if number == location.line else '  '} {number:4d}  {line}" for number, line in code_around(location)
+    ]
+    return "\n".join([f"{place}\n\n```", *lines, "```"]) if lines else place
 
 
 def _discreet_message(message: str, place: SourceLocation, source_lines: bool) -> str:

@@ -70,7 +70,7 @@ class PanelDrawing:
     def _draw_images(self, images: Tensor) -> None:
         style = self._style
         if self._sizes is not None:
-            images = _without_padding(images, self._sizes)
+            images = tiles.without_padding(images, self._sizes)
         shown = tiles.displayable(images, style.mean, style.std, style.channels)
         self._pictures = [shown] * len(self._maps)
         self.slices = torch.full((len(self._maps), len(self._maps[0])), -1, device=images.device)
@@ -149,12 +149,3 @@ class PanelDrawing:
 
 def _rows(extents: Tensor | None, page: slice) -> Tensor | None:
     return None if extents is None else extents[page]
-
-
-def _without_padding(images: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """The images with a pixel of their own beside and beneath them, so that zeros do not touch their range."""
-    filled = images.clone()
-    for image, (height, width) in zip(filled, sizes, strict=False):
-        image[..., height:, :] = image[..., :1, :1]
-        image[..., width:] = image[..., :1, :1]
-    return filled

@@ -65,6 +65,7 @@ class Panel:
         table: `(256, 3)` uint8, the colormap of the colour bar.
         shared_scale: Whether all maps of a column share one scale, or each has its own.
         input_title: What stands above the inputs.
+        is_photograph: Whether the inputs are so large that their pixels are not seen one by one.
     """
 
     title: str
@@ -75,3 +76,4 @@ class Panel:
     table: Tensor
     shared_scale: bool
     input_title: str = "input"
+    is_photograph: bool = False

@@ -20,6 +20,7 @@ from gradcam_callback.probes.probe_set import ProbeSet
 from gradcam_callback.reporting.drawing import PanelDrawing
 from gradcam_callback.reporting.fusion import with_fused
 from gradcam_callback.reporting.panel import Panel, PanelColumn, PanelStyle
+from gradcam_callback.reporting.probe_pictures import DRAWN_BY_PIXEL
 from gradcam_callback.reporting.rendering import tiles
 from gradcam_callback.reporting.rendering.colormap import colormap_table
 from gradcam_callback.results import CAMResult, GradientState, LayerHealth, name_call
@@ -105,7 +106,9 @@ class PanelRenderer:
                 title += f" · {captions[0].meaning}" if captions[0].meaning else ""
                 panel = self._panel(title, page, inputs, captions[0], columns)
                 words = _name_slices(panel.captions, slices[0][page].tolist(), results[0].input_size)
-                panels[layer].append(replace(panel, captions=words))
+                size = results[0].input_size
+                is_photograph = len(size) > 1 and max(size[-2:]) > DRAWN_BY_PIXEL
+                panels[layer].append(replace(panel, captions=words, is_photograph=is_photograph))
         return panels
 
     def _pages(self) -> Iterator[slice]:
@@ -263,6 +266,11 @@ def _input_captions(probes: ProbeSet, data: CaptionData, style: PanelStyle) -> t
         lines = [name, *_label_lines(probes, i, data.task, style.class_names), *data.prediction(i, style.class_names)]
         captions.append("\n".join(lines))
     return tuple(captions)
+
+
+def label_text(probes: ProbeSet, probe: int, task: str, names: Sequence[str] | None) -> str:
+    """What the data say of a probe: "label: cat"; empty where they say nothing that fits the task."""
+    return "\n".join(_label_lines(probes, probe, task, names))
 
 
 def _label_lines(probes: ProbeSet, probe: int, task: str, names: Sequence[str] | None) -> list[str]:

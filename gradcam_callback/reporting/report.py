@@ -8,6 +8,7 @@ from functools import cached_property
 
 from gradcam_callback.reporting.alerts import Alert
 from gradcam_callback.reporting.panel import Panel
+from gradcam_callback.reporting.recorder import PendingRecord
 from gradcam_callback.reporting.rendering import composition
 
 
@@ -21,6 +22,7 @@ class Report:
         panels: By their tags, not yet composed.
         alerts: Those that are new.
         alerts_tag: Under which tag the alerts become a text.
+        records: For the recording.
     """
 
     step: int
@@ -28,10 +30,11 @@ class Report:
     panels: Mapping[str, Panel] = field(default_factory=dict)
     alerts: Sequence[Alert] = ()
     alerts_tag: str = "gradcam/alerts"
+    records: Sequence[PendingRecord] = ()
 
     @cached_property
     def images(self) -> dict[str, composition.EncodedImage]:
-        """The panels as PNG, by their tags; composed once, whatever the number of sinks."""
+        """The panels as files, by their tags; composed once, whatever the number of sinks."""
         return {tag: composition.encode(panel) for tag, panel in self.panels.items()}
 
     @property
@@ -45,8 +48,10 @@ class Report:
         return sum(panel.inputs.numel() // 3 * (1 + len(panel.columns)) for panel in self.panels.values())
 
     def split(self) -> Iterator[tuple[str, Report]]:
-        """A report for each panel, and one for the alerts, by their tags: one that fails says nothing of the others."""
+        """A report for each part of it, by their tags: one that fails says nothing of the others."""
+        for record in self.records:
+            yield record.tag, replace(self, panels={}, alerts=(), records=(record,))
         for tag, panel in self.panels.items():
-            yield tag, replace(self, panels={tag: panel}, alerts=())
+            yield tag, replace(self, panels={tag: panel}, alerts=(), records=())
         if self.alerts:
-            yield self.alerts_tag, replace(self, panels={})
+            yield self.alerts_tag, replace(self, panels={}, records=())

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from gradcam_callback.reporting.fusion import FUSED
 from gradcam_callback.reporting.panel import Panel
 
-_OWN = ("alerts", "seconds", "null_gradients", "empty_maps", "fused")
+_OWN = ("alerts", "seconds", "null_gradients", "empty_maps", "fused", "recording")
 _RESERVED = re.compile(
-    rf"({'|'.join(_OWN)})(_\d+)?|(layer|gradient_norm|validate|test)(/.*)?|.*/page(_\d+)*", re.DOTALL
+    rf"({'|'.join(_OWN)})(_\d+)?|(recording(_\d+)?|layer|gradient_norm|validate|test)(/.*)?|.*/page(_\d+)*", re.DOTALL
 )
 
 
@@ -34,13 +34,16 @@ class Tags:
         null_gradients: Of the number of maps without a usable gradient, a scalar.
         empty_maps: Of the number of empty maps, a scalar.
         fused: Of the panel of the mean over the layers.
+        recording: Of the records of looks; further records stand below it.
+        stage: "fit", "validate" or "test".
+        position: Of the callback among those of its kind, counted from 1.
     """
 
     def __init__(self, layers: Sequence[str], earlier: Sequence[Sequence[str]] = (), stage: str = "fit") -> None:
         self._prefix = "gradcam/" if stage == "fit" else f"gradcam/{stage}/"
-        position = len(earlier) + 1
-        self.alerts, self.seconds, self.null_gradients, self.empty_maps, self.fused = (
-            self._prefix + _numbered(name, position) for name in _OWN
+        self.stage, self.position = stage, len(earlier) + 1
+        self.alerts, self.seconds, self.null_gradients, self.empty_maps, self.fused, self.recording = (
+            self._prefix + _numbered(name, self.position) for name in _OWN
         )
         taken: set[str] = set()
         for number, names in enumerate((*earlier, layers), start=1):

@@ -37,6 +37,8 @@ GAP = 14  # between the tiles of a row
 BLOCK_GAP = 44  # between two blocks of a folded panel
 NARROWEST_CELL = 144  # a thinner tile stands in a cell of this width, so that its caption has room
 
+JPEG_QUALITY = 88
+
 PAPER = (255, 255, 255)
 EDGE = (209, 215, 222)
 RIGHT = (26, 127, 55)
@@ -46,25 +48,32 @@ HATCH = (205, 210, 216), (230, 233, 237)
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """A picture as PNG.
+    """A picture as a file.
 
     Attributes:
-        png: The file's bytes.
+        content: The file's bytes.
         height: In pixels.
         width: In pixels.
+        suffix: "png" or "jpg".
     """
 
-    png: bytes
+    content: bytes
     height: int
     width: int
+    suffix: str = "png"
 
 
 def encode(panel: Panel) -> EncodedImage:
-    """Compose a panel and encode it."""
+    """Compose a panel and encode it: photographs as JPEG, what is drawn pixel by pixel as PNG."""
     pixels = compose(panel)
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "png")
-    return EncodedImage(buffer.getvalue(), *pixels.shape[:2])
+    if panel.is_photograph:
+        # Colours as fine as the rest, because the captions are part of the picture.
+        Image.fromarray(pixels).save(buffer, "jpeg", quality=JPEG_QUALITY, subsampling=0)
+    else:
+        Image.fromarray(pixels).save(buffer, "png")
+    height, width = pixels.shape[:2]
+    return EncodedImage(buffer.getvalue(), height, width, "jpg" if panel.is_photograph else "png")
 
 
 def compose(panel: Panel) -> Pixels:

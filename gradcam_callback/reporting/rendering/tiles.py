@@ -96,6 +96,20 @@ def displayable(
     return _clean(_as_rgb(torch.stack(planes, dim=1)))
 
 
+def without_padding(images: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Images `(N, C, H, W)` with a pixel of their own beside and beneath them, so that zeros do not touch their range.
+
+    Args:
+        images: Each at the upper left, with zeros beside and beneath it.
+        sizes: `(h, w)` of each image.
+    """
+    filled = images.clone()
+    for image, (height, width) in zip(filled, sizes, strict=False):
+        image[..., height:, :] = image[..., :1, :1]
+        image[..., width:] = image[..., :1, :1]
+    return filled
+
+
 def tiles(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Bring images to the size of a tile: enlarged by a whole factor without blur, otherwise smoothly.
 

@@ -1,17 +1,23 @@
-"""Reports as files, on the disk or on whatever fsspec knows: panels as PNG, alerts as lines of JSON."""
+"""Reports as files, on the disk or on whatever fsspec knows: panels as pictures, alerts as lines of JSON."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
+import socket
+import time
 from typing import Any
 from urllib.parse import quote
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.record_writer import RecordWriter
 
+from gradcam_callback.recording.summaries import summary_of
 from gradcam_callback.reporting.report import Report
 from gradcam_callback.reporting.sinks.disk_space import ensure_space
 
@@ -20,7 +26,9 @@ _RESERVED_NAMES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNOREC
 
 
 class PanelFiles:
-    """Writes panels as PNG files: `<folder>/gradcam/<layer>/step=00000120.png`. One of the same step is replaced.
+    """Writes panels as PNG or JPEG files: `<folder>/gradcam/<layer>/step=00000120.png`.
+
+    One of the same step is replaced.
 
     Args:
         folder: A path, or a URL that fsspec knows; made when the first panel comes.
@@ -38,7 +46,7 @@ class PanelFiles:
             OSError: They cannot be written.
         """
         for tag, image in report.images.items():
-            self._folder.write(f"{self._directory(tag)}/step={report.step:08d}.png", image.png)
+            self._folder.write(f"{self._directory(tag)}/step={report.step:08d}.{image.suffix}", image.content)
 
     def flush(self) -> None:
         """Have nothing to do: each file is closed once it is written."""
@@ -71,6 +79,45 @@ class AlertFile:
         if report.alerts:
             lines = [json.dumps(alert.as_record(), ensure_ascii=False) + "\n" for alert in report.alerts]
             self._folder.append("gradcam/alerts.jsonl", "".join(lines).encode("utf-8", "backslashreplace"))
+
+    def flush(self) -> None:
+        """Have nothing to do: the file is closed after each report."""
+
+
+class RecordingFile:
+    """Writes the recording into an event file of its own, where no logger writes one.
+
+    Args:
+        folder: The run's, a path or a URL that fsspec knows; made when the first record comes.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.name = str(folder)
+        self._folder = _Folder(folder)
+        # As TensorBoard's own writer names its files; a second run in the folder gets another one.
+        self._file = f"events.out.tfevents.{time.time_ns() // 10**9}.{socket.gethostname()}.{os.getpid()}.gradcam"
+        self._is_begun = False
+
+    def write(self, report: Report) -> None:
+        """Append the records.
+
+        Raises:
+            OSError: They cannot be written.
+        """
+        events = [
+            Event(wall_time=time.time(), step=report.step, summary=summary_of(record.tag, record.record))
+            for record in report.records
+        ]
+        if not events:
+            return
+        if not self._is_begun:
+            events.insert(0, Event(wall_time=time.time(), file_version="brain.Event:2"))
+        buffer = io.BytesIO()
+        frames = RecordWriter(buffer)
+        for event in events:
+            frames.write(event.SerializeToString())
+        self._folder.append(self._file, buffer.getvalue())
+        self._is_begun = True
 
     def flush(self) -> None:
         """Have nothing to do: the file is closed after each report."""

@@ -8,6 +8,7 @@ from typing import Any
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.text.summary_v2 import text_pb
 
+from gradcam_callback.recording.summaries import summary_of
 from gradcam_callback.reporting.report import Report
 from gradcam_callback.reporting.sinks.disk_space import ensure_space
 
@@ -31,16 +32,18 @@ class TensorBoardSink:
         experiment._get_file_writer()
 
     def write(self, report: Report) -> None:
-        """Write panels for the images tab, and alerts for the text tab.
+        """Write records for the viewer, panels for the images tab, and alerts for the text tab.
 
         Raises:
             OSError: There is no space for them.
         """
+        for record in report.records:
+            self._add(summary_of(record.tag, record.record), report.step)
         for tag, image in report.images.items():
-            record = Summary.Image(
-                height=image.height, width=image.width, colorspace=_RGB, encoded_image_string=image.png
+            picture = Summary.Image(
+                height=image.height, width=image.width, colorspace=_RGB, encoded_image_string=image.content
             )
-            self._add(Summary(value=[Summary.Value(tag=tag, image=record)]), report.step)
+            self._add(Summary(value=[Summary.Value(tag=tag, image=picture)]), report.step)
         if report.alerts:
             # `add_text` would append "/text_summary" to the tag.
             self._add(text_pb(report.alerts_tag, report.markdown), report.step)

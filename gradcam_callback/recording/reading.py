@@ -1,0 +1,74 @@
+"""Reading a run back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from gradcam_callback.recording.assembly import assemble, together
+from gradcam_callback.recording.event_files import StoredRecord, find_event_files, read_records
+from gradcam_callback.recording.payload import UnreadableError
+from gradcam_callback.recording.recording import Recording
+from gradcam_callback.recording.records import Record, from_bytes
+
+
+def read_run(path: str | os.PathLike[str]) -> Recording:
+    """Read what was recorded of a run.
+
+    Args:
+        path: The run's folder, or its event file; a URL that fsspec knows will do.
+
+    Returns:
+        The recording of the training, or else of another stage. Those of further callbacks and stages are in `others`.
+        What could not be read is said in `notes`.
+
+    Raises:
+        FileNotFoundError: There is nothing at this path, or no recording in it.
+        ValueError: Several runs are below it; the message names them.
+    """
+    runs = read_runs(path)
+    if len(runs) > 1:
+        names = ", ".join(repr(run.name) for run in runs)
+        raise ValueError(f"There are {len(runs)} recorded runs below {os.fspath(path)!r}: {names}. Give one of them.")
+    return runs[0]
+
+
+def read_runs(path: str | os.PathLike[str]) -> list[Recording]:
+    """Read every run in a folder and the folders below it.
+
+    Args:
+        path: As of `read_run`.
+
+    Raises:
+        FileNotFoundError: There is nothing at this path, or no recording in it.
+    """
+    root = os.fspath(path)
+    runs, notes = [], list[str]()
+    for folder, files in find_event_files(root).items():
+        stored = [record for file in files for record in read_records(root, file)]
+        records, problems = decode(stored)
+        found = assemble("/".join(folder.split("/")[-2:]), records, problems)
+        if found:
+            runs.append(together(found))
+        notes += problems
+    if not runs:
+        raise FileNotFoundError(
+            f"There is no recording in {root!r}: no event file there holds a look of a GradCAMCallback."
+            + "".join(f" {note}" for note in notes[:3])
+        )
+    return runs
+
+
+def decode(stored: Iterable[StoredRecord]) -> tuple[list[Record], list[str]]:
+    """The records that can be read, and a sentence about each that cannot."""
+    records, problems = list[Record](), list[str]()
+    for one in stored:
+        problem = one.problem
+        if not problem:
+            try:
+                records.append(from_bytes(one.payload))
+            except UnreadableError as error:
+                problem = str(error)
+        if problem:
+            problems.append(f"A record could not be read ({one.place}): {problem}.")
+    return records, problems

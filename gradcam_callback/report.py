@@ -1,0 +1,51 @@
+"""The command `gradcam-callback report`: one HTML file of recorded runs, which needs no network and no TensorBoard."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gradcam_callback.recording.bundle import report_of
+from gradcam_callback.recording.reading import read_runs
+
+DESCRIPTION = """\
+Write recorded runs into one HTML file. It is opened from disk, without a network and without TensorBoard: the maps of
+every epoch, the alerts, and a comparison of the runs."""
+
+
+def write_report(runs: list[str], output: str) -> Path:
+    """Write recorded runs into one HTML file.
+
+    Args:
+        runs: The runs' folders, or folders of several runs.
+        output: The file's path.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileNotFoundError: There is nothing at a path, or no recording in it.
+        OSError: The file cannot be written.
+    """
+    recordings = [recording for run in runs for recording in read_runs(run)]
+    path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(report_of(recordings), encoding="utf-8")
+    return path
+
+
+def run_command(args: list[str]) -> None:
+    """Run the command.
+
+    Args:
+        args: What stands behind `report`.
+
+    Raises:
+        FileNotFoundError: As of `write_report`.
+    """
+    parser = argparse.ArgumentParser("gradcam-callback report", description=DESCRIPTION)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run, or of several")
+    parser.add_argument("-o", "--output", default="report.html", help="the file to write (default: %(default)s)")
+    options = parser.parse_args(args)
+    path = write_report(options.runs, options.output)
+    print(f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB). Open it in a browser.")
