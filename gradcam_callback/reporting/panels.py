@@ -20,7 +20,7 @@ from gradcam_callback.probes.probe_set import ProbeSet
 from gradcam_callback.reporting.drawing import PanelDrawing
 from gradcam_callback.reporting.fusion import with_fused
 from gradcam_callback.reporting.panel import Panel, PanelColumn, PanelStyle
-from gradcam_callback.reporting.rendering import tiles
+from gradcam_callback.reporting.rendering import signals, tiles
 from gradcam_callback.reporting.rendering.colormap import colormap_table
 from gradcam_callback.results import CAMResult, GradientState, LayerHealth, name_call
 
@@ -103,7 +103,7 @@ class PanelRenderer:
                 name = name_call(layer, verdict.calls, verdict.call) or f"fused: the mean of {layers} layers"
                 title = f"{name}\n{heading} · {_name_cells(results[0], layer)}"
                 title += f" · {captions[0].meaning}" if captions[0].meaning else ""
-                panel = self._panel(title, page, inputs, captions[0], columns)
+                panel = self._panel(title, page, inputs, captions[0], columns, len(results[0].input_size))
                 words = _name_slices(panel.captions, slices[0][page].tolist(), results[0].input_size)
                 panels[layer].append(replace(panel, captions=words))
         return panels
@@ -116,14 +116,23 @@ class PanelRenderer:
             yield slice(start, min(start + size, shown))
 
     def _panel(
-        self, title: str, page: slice, inputs: Tensor, captions: CaptionData, columns: Sequence[PanelColumn]
+        self,
+        title: str,
+        page: slice,
+        inputs: Tensor,
+        captions: CaptionData,
+        columns: Sequence[PanelColumn],
+        axes: int,
     ) -> Panel:
         probes, style = self.probes, self.style
         if len(inputs) < len(probes):
             title += f" · probes {page.start + 1} to {page.stop} of {len(probes)}"
             if page.stop < len(probes) and page.stop == PAGE_PROBES * MOST_PAGES:
                 title += "; the others are not drawn, and are counted all the same"
-        channels = tiles.name_channels(probes.displayed.shape[1], style.channels)
+        if axes == 1:
+            channels = signals.name_curves(probes.images.shape[1], style.channels)
+        else:
+            channels = tiles.name_channels(probes.displayed.shape[1], style.channels)
         return Panel(
             title=title,
             inputs=inputs,
