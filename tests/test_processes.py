@@ -28,8 +28,8 @@ PANEL = f"gradcam/{LAYER}"
 SCENES = Path(__file__).with_name("processes.py")
 SECONDS = 240
 """A run that hangs is ended after this time."""
-AT_FIRST = [2, 2, 2, 2]
-"""Before the first pass, each process looks at two probes: three times at the output, once at what the network sees."""
+AT_FIRST = [2, 2, 2]
+"""Before the first pass, each process looks at the output of two probes, three times."""
 
 
 class Stage:
@@ -134,7 +134,7 @@ def test_fewer_probes_than_processes(ddp: Stage) -> None:
 
     for seen in (first, second):
         assert_relative_error(seen["cams"][LAYER], on_one_process(seen))
-    assert first["seen"] == [1, 1, *[8] * 8]  # it looks at what the probe gives, and then it has nothing to do
+    assert first["seen"] == [1, *[8] * 8]  # it looks at what the probe gives, and then it has nothing to do
     assert ddp.events("ddp_one_probe").steps(PANEL) == [3, 6]
 
 
