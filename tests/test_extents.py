@@ -19,6 +19,7 @@ from gradcam_callback.engine.device_results import DeviceResults
 from gradcam_callback.engine.explain import explain
 from gradcam_callback.engine.inputs import ModelInputs
 from gradcam_callback.engine.request import CAMRequest
+from gradcam_callback.results import zero_within
 
 SIZES = [(16, 20), (24, 16), (17, 30)]
 
@@ -171,6 +172,36 @@ def test_images_that_the_model_resizes_to_one_size_are_all_of_it() -> None:
     [heatmap, *_] = result.heatmaps()["stage"]
     wanted = F.interpolate(result.cams["stage"][:1, None], size=SIZES[0], mode="bilinear")[0, 0]
     torch.testing.assert_close(heatmap[: SIZES[0][0], : SIZES[0][1]], wanted / wanted.max())
+
+
+@pytest.mark.parametrize("kind", ["list", "tensor"])
+def test_a_map_is_empty_where_its_own_image_has_nothing(kind: str) -> None:
+    """The padding is bright. Of the first image nothing else is, and of the second one pixel in the corner."""
+
+    class Bright(Padded):
+        def batched(self, images: Sequence[Tensor]) -> Tensor:
+            batch = torch.ones(len(images), 3, 20, 24)
+            for row, image in zip(batch, images, strict=True):
+                row[:, : image.shape[1], : image.shape[2]] = image
+            return batch
+
+    given = [torch.zeros(3, 8, 10), torch.zeros(3, 8, 10 if kind == "tensor" else 12)]
+    given[1][:, -1, -1] = 1.0
+    inputs = given if kind == "list" else torch.stack(given)
+    net = Bright()
+    result = compute_cam(net, inputs, "stage" if kind == "list" else "auto")
+    assert result.health["stage"].empty == (True, False)
+    first, second = result.heatmaps()["stage"]
+    assert not first.any()
+    assert second[7, given[1].shape[2] - 1] == second.max() == 1
+
+
+def test_a_cell_that_an_image_has_a_part_of_counts() -> None:
+    maps = torch.zeros(3, 4, 4)
+    maps[:, 2, 1] = 1.0
+    extents = torch.tensor([[0.0, 0.0, 2.0000002, 4.0], [0.0, 0.0, 2.25, 4.0], [0.0, 1.9999998, 4.0, 4.0]])
+    assert zero_within(maps, extents).tolist() == [True, False, True]
+    assert not zero_within(torch.full_like(maps, torch.nan), extents).any()
 
 
 class OneByOne(Padded):

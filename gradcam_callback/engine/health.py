@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradcam_callback.causes import Cause
-from gradcam_callback.results import GradientState, LayerHealth
+from gradcam_callback.results import GradientState, LayerHealth, zero_within
 
 Key = TypeVar("Key")
 
@@ -34,7 +34,7 @@ class Examination:
         cam: float32 `(N, h, w)`; NaN for each probe without a usable gradient.
         norm: float32 `(N,)`, L2; NaN where there is no gradient.
         code: int64 `(N,)`, a position in the list of states.
-        empty: bool `(N,)`: a usable gradient, and a map of zeros.
+        empty: bool `(N,)`: a usable gradient, and a map of zeros; where there are extents, within these.
         cause: Why, where the forward pass alone already tells.
         detail: That cause in words.
         calls: How often the layer ran.
@@ -64,7 +64,8 @@ class Examination:
         height, width = self.cam.shape[1:]
         # Side by side, because a tensor made of the numbers would have to be copied to the device.
         sides = zip(shares.unbind(1), (height, width, height, width), strict=True)
-        return replace(self, extents=torch.stack([side * cells for side, cells in sides], dim=1))
+        extents = torch.stack([side * cells for side, cells in sides], dim=1)
+        return replace(self, extents=extents, empty=(self.code == _OK) & zero_within(self.cam, extents))
 
     def where(self, present: Tensor) -> Examination:
         """The same, but that the samples which are not present have nothing to explain."""
