@@ -71,6 +71,7 @@ class Prober:
         return {
             "keeps_batch": self._settings.asks_for_batch or forward_inputs.needs_batch(method, option),
             "given": forward_inputs.keys_given(method, option),
+            "by_option": option is not None,
             "remark": partial(forward_inputs.remark_on, method, option),
         }
 
