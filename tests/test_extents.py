@@ -15,10 +15,11 @@ from torchvision.models.detection import FCOS
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from gradcam_callback import compute_cam, diagnose
-from gradcam_callback.engine.device_results import DeviceResults
+from gradcam_callback.engine.device_results import DeviceResults, judge
 from gradcam_callback.engine.explain import explain
 from gradcam_callback.engine.inputs import ModelInputs
 from gradcam_callback.engine.request import CAMRequest
+from gradcam_callback.engine.transfer import copy_to_host
 from gradcam_callback.results import zero_within
 
 SIZES = [(16, 20), (24, 16), (17, 30)]
@@ -160,6 +161,24 @@ def test_slices_of_the_samples_give_the_same_heatmaps() -> None:
     assert other.extents is not None
     torch.testing.assert_close(one.extents, other.extents)
     torch.testing.assert_close(one.cam, other.cam)
+
+
+@pytest.mark.parametrize("last", [8, 16], ids=["one fills it", "all fill it"])
+def test_an_image_that_fills_the_map_of_its_slice_stays_as_it_is(last: int) -> None:
+    """Beside it stand maps with more cells, and those that it gets then are no part of it."""
+
+    class Coarse(Padded):
+        def forward(self, images: Sequence[Tensor]) -> Tensor:
+            height = max(image.shape[1] for image in images)
+            batch = torch.stack([F.pad(image, (0, 0, 0, height - image.shape[1])) for image in images])
+            return self.stage(F.avg_pool2d(batch, 4)).sum((2, 3))
+
+    net, given = Coarse(), images([(24, 16), (16, 16), (last, 16)])
+    inputs, request = ModelInputs.of(given), CAMRequest.of("stage", [1])
+    parts = DeviceResults.concat([explain(net, inputs[part], request) for part in (slice(0, 1), slice(1, 3))])
+    [result] = judge(parts, *copy_to_host([parts.verdicts]))
+    alone = compute_cam(net, given[1:], "stage", target=1).heatmaps()["stage"]
+    torch.testing.assert_close(result.heatmaps()["stage"][1:, :16], alone)
 
 
 def test_images_that_the_model_resizes_to_one_size_are_all_of_it() -> None:
