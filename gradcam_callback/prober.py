@@ -51,6 +51,11 @@ class Prober:
         """What is to be said of the layer that "auto" has chosen; empty where it is nothing."""
         return self._pass.remark
 
+    @property
+    def stacks_lists(self) -> bool:
+        """Whether the model gets lists of images of one size as one tensor."""
+        return self._pass.stacks_lists
+
     def bind_model(self, pl_module: LightningModule, processes: ProcessGroup) -> None:
         """Find the layers in the model, and know the processes that take part.
 
@@ -67,6 +72,7 @@ class Prober:
         return {
             "keeps_batch": self._settings.asks_for_batch or forward_inputs.needs_batch(method, option),
             "given": forward_inputs.keys_given(method, option),
+            "by_option": option is not None,
             "remark": partial(forward_inputs.remark_on, method, option),
         }
 
@@ -148,7 +154,7 @@ class Prober:
             BadInputError: It cannot be told.
         """
         method = getattr(pl_module, self._settings.forward)
-        return forward_inputs.inputs_of(method, self._settings.inputs, probes)
+        return self._pass.as_taken(pl_module, forward_inputs.inputs_of(method, self._settings.inputs, probes))
 
     def task_notice(self, probes: ProbeSet, result: CAMResult) -> str:
         """What to say where the labels have told the task; empty where they have not."""

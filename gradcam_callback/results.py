@@ -40,7 +40,7 @@ class LayerHealth:
         gradient_norm: `(N,)` float32 on the CPU, the L2 norm of each probe's gradient; NaN where there is none.
         state: One state a probe.
         empty: One flag a probe: the gradient is fine, and the map is zero all the same, because every channel speaks
-            against the class.
+            against the class. Where `CAMResult.extents` tell which part of its map the image is, that part counts.
         cause: Why the gradient is not there, where the forward pass alone already tells; None otherwise.
         detail: That cause in words; empty where there is none.
         bridged: One flag a probe: there is no gradient, and the map was drawn across the cut. Empty: none was.
@@ -168,7 +168,7 @@ def enlarge(maps: Tensor, size: tuple[int, ...], extents: Tensor | None = None) 
         extents: `(N, 4)`, which part of its map each image is: top, left, bottom, right in cells; None: all of it.
 
     Returns:
-        `(N, H, W)`, (bi-, tri-)linear.
+        `(N, H, W)`, (bi-, tri-)linear. An image whose own cells are zero gets nothing from those of the padding.
     """
     if extents is None:
         mode = _ENLARGING[maps.ndim - 1]
@@ -178,7 +178,25 @@ def enlarge(maps: Tensor, size: tuple[int, ...], extents: Tensor | None = None) 
     shape = (len(maps), *size)
     grid = torch.stack([columns[:, None].expand(shape), rows[:, :, None].expand(shape)], dim=3)
     sampled = F.grid_sample(maps.unsqueeze(1), grid, "bilinear", padding_mode="border", align_corners=False)
-    return sampled.squeeze(1)
+    return torch.where(zero_within(maps, extents)[:, None, None], 0.0, sampled.squeeze(1))
+
+
+def zero_within(maps: Tensor, extents: Tensor) -> Tensor:
+    """Which maps are zero in each cell that their image has a part in: bool `(N,)`; those of NaN are not.
+
+    Args:
+        maps: `(N, h, w)`.
+        extents: `(N, 4)`, which part of its map each image is: top, left, bottom, right in cells.
+    """
+    top, left, bottom, right = extents.to(maps).unbind(1)
+    own = _touched(top, bottom, maps.shape[1])[:, :, None] & _touched(left, right, maps.shape[2])[:, None]
+    return ~((maps != 0) & own).flatten(1).any(dim=1)
+
+
+def _touched(first: Tensor, last: Tensor, cells: int) -> Tensor:
+    """Which cells lie at least in part between two edges, by more than rounding: bool `(N, cells)`."""
+    numbers = torch.arange(cells, device=first.device)
+    return (numbers + 1 - 1e-3 > first[:, None]) & (numbers + 1e-3 < last[:, None])
 
 
 def _places(first: Tensor, last: Tensor, pixels: int, cells: int) -> Tensor:

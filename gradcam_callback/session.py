@@ -46,6 +46,10 @@ SEVERAL_OUTPUTS = (
     "The model returns {count} outputs of one shape, and Grad-CAM explains the first of them; choose another with "
     "`output`: a key or a position, counted from 0."
 )
+STACKED = (
+    "The batches hold a list of images, which the model does not take. It takes them as one tensor, and Grad-CAM gives "
+    "it that."
+)
 
 
 class Session:
@@ -246,6 +250,7 @@ class Session:
         if not is_chosen:
             text = f"Grad-CAM explains the layer {self.layers[0]!r}, which `target_layers: auto` chose."
             self.reporter.notice(trainer, f"{text} {_OF_REMARK.get(self._prober.remark, '')}".strip())
+        self.reporter.notice(trainer, STACKED if self._prober.stacks_lists else "")
         self.reporter.notice_calls(trainer, result.results[0])
         self.reporter.notice(trainer, self._prober.task_notice(probes, result.results[0]))
         count = result.output.alternatives

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from conftest import make_run
 from lightning.pytorch.strategies import ModelParallelStrategy
 from models import Classifier, Spots, detached
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
+from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, default_collate
 
 from gradcam_callback import GradCAMCallback, GradientNullError
 
@@ -59,6 +60,32 @@ class Picky(Classifier):
         return super().forward(images)
 
 
+class Crops(Spots):
+    """Spots cut to different heights, lower and lower, so that the probes of each process are padded to another one."""
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = super().__getitem__(index)
+        return image[:, : 16 - 2 * (index % 5)], label
+
+
+def crops(length: int) -> DataLoader[Any]:
+    """Batches with a list of images."""
+    return DataLoader(
+        Crops(length),
+        8,
+        collate_fn=lambda rows: [[image for image, _ in rows], default_collate([label for _, label in rows])],
+    )
+
+
+class Padding(Classifier):
+    """Takes a list of images, and pads them to the highest of them."""
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        assert isinstance(images, list)
+        height = max(image.shape[1] for image in images)
+        return super().forward(torch.stack([F.pad(image, (0, 0, 0, height - image.shape[1])) for image in images]))
+
+
 class ShardedStream(IterableDataset[Any]):
     """Each process reads samples of its own."""
 
@@ -68,7 +95,12 @@ class ShardedStream(IterableDataset[Any]):
 
 
 def fit(
-    folder: Path, callback: GradCAMCallback | None, module: Classifier, val: Any = 16, **settings: Any
+    folder: Path,
+    callback: GradCAMCallback | None,
+    module: Classifier,
+    val: Any = 16,
+    train: Any = 48,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Train, and return what this process has seen of it."""
     torch.manual_seed(1)
@@ -80,7 +112,7 @@ def fit(
     module.model.register_forward_pre_hook(lambda _, args: SEEN.append(len(args[0])))
     error = None
     try:
-        run.fit(48, val)
+        run.fit(train, val)
     except GradientNullError as raised:
         error = str(raised)
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
@@ -94,6 +126,8 @@ def fit(
         "warnings": run.our_warnings(),
         "images": None if run.callback.probes is None else run.callback.probes.images,
         "cams": None if result is None else dict(result.cams),
+        "heatmaps": None if result is None else result.heatmaps(),
+        "sizes": None if result is None else result.sizes,
         "targets": None if result is None else result.targets,
         "states": None if result is None else [str(state) for state in result.health[LAYER].state],
         "seen": list(SEEN),
@@ -134,6 +168,7 @@ SCENES: dict[str, Callable[[Path], dict[str, Any]]] = {
     ),
     "ddp_stream": lambda folder: fit(folder, cb(), Classifier(), DataLoader(ShardedStream(), 8)),
     "ddp_positions_of_stream": lambda folder: fit(folder, cb([3]), Classifier(), DataLoader(ShardedStream(), 8)),
+    "ddp_lists": lambda folder: fit(folder, cb(), Padding(), crops(16), crops(48)),
     "fsdp": lambda folder: fit(folder, cb(target=["predicted", "label"]), Sharded(), **fsdp()),
     "fsdp_without": lambda folder: fit(folder, None, Sharded(), **fsdp()),
     "fsdp_auto": lambda folder: fit(folder, cb(target_layers="auto"), Sharded(), num_sanity_val_steps=2, **fsdp()),

@@ -537,6 +537,7 @@ def test_a_fault_of_ours_does_not_end_the_training(
     run: MakeRun, monkeypatch: pytest.MonkeyPatch, name: str, also: list[str]
 ) -> None:
     """The images are shown in the recording, too."""
+
     def fail(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("our own fault")
 

@@ -180,6 +180,36 @@ def test_fit_twice_into_one_folder_then_validate_and_test(tmp_path, capsys):
         assert metric in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("inputs", [0, "0", [0], {"images": 0}, {"images": "0"}], ids=repr)
+def test_inputs_of_a_configuration_reach_forward(tmp_path, monkeypatch, inputs):
+    """The batches of the demo are pairs; how each call got its images is kept."""
+    from gradcam_callback.demo.classifier import ImageClassifier
+
+    calls, forward = [], ImageClassifier.forward
+
+    def kept(self, *args, **kwargs):
+        calls.append((len(args), list(kwargs)))
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(ImageClassifier, "forward", kept)
+    config = with_option(tmp_path, inputs=inputs, probes=2)
+    limits = [f"--trainer.limit_{part}_batches=1" for part in ("train", "val")]
+    main(["fit", *briefly(tmp_path, config), *limits])
+    assert list(tmp_path.rglob("events*")) != []
+    assert list(tmp_path.rglob("alerts.jsonl")) == []
+    assert ((0, ["images"]) in calls) == isinstance(inputs, dict)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "told"), [({"images": 7}, "inputs=7 is not in the batch"), ([[0]], "inputs"), (1, "are not the images")]
+)
+def test_inputs_of_a_configuration_that_do_not_fit_are_refused(say, tmp_path, inputs, told):
+    code, _, err = say("fit", *briefly(tmp_path, with_option(tmp_path, inputs=inputs)))
+    assert code == 2
+    assert told in err
+    assert "Traceback" not in err
+
+
 # explain-cause
 
 

@@ -15,10 +15,12 @@ from torchvision.models.detection import FCOS
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from gradcam_callback import compute_cam, diagnose
-from gradcam_callback.engine.device_results import DeviceResults
+from gradcam_callback.engine.device_results import DeviceResults, judge
 from gradcam_callback.engine.explain import explain
 from gradcam_callback.engine.inputs import ModelInputs
 from gradcam_callback.engine.request import CAMRequest
+from gradcam_callback.engine.transfer import copy_to_host
+from gradcam_callback.results import zero_within
 
 SIZES = [(16, 20), (24, 16), (17, 30)]
 
@@ -161,6 +163,24 @@ def test_slices_of_the_samples_give_the_same_heatmaps() -> None:
     torch.testing.assert_close(one.cam, other.cam)
 
 
+@pytest.mark.parametrize("last", [8, 16], ids=["one fills it", "all fill it"])
+def test_an_image_that_fills_the_map_of_its_slice_stays_as_it_is(last: int) -> None:
+    """Beside it stand maps with more cells, and those that it gets then are no part of it."""
+
+    class Coarse(Padded):
+        def forward(self, images: Sequence[Tensor]) -> Tensor:
+            height = max(image.shape[1] for image in images)
+            batch = torch.stack([F.pad(image, (0, 0, 0, height - image.shape[1])) for image in images])
+            return self.stage(F.avg_pool2d(batch, 4)).sum((2, 3))
+
+    net, given = Coarse(), images([(24, 16), (16, 16), (last, 16)])
+    inputs, request = ModelInputs.of(given), CAMRequest.of("stage", [1])
+    parts = DeviceResults.concat([explain(net, inputs[part], request) for part in (slice(0, 1), slice(1, 3))])
+    [result] = judge(parts, *copy_to_host([parts.verdicts]))
+    alone = compute_cam(net, given[1:], "stage", target=1).heatmaps()["stage"]
+    torch.testing.assert_close(result.heatmaps()["stage"][1:, :16], alone)
+
+
 def test_images_that_the_model_resizes_to_one_size_are_all_of_it() -> None:
     class Resized(Padded):
         def batched(self, images: Sequence[Tensor]) -> Tensor:
@@ -171,6 +191,36 @@ def test_images_that_the_model_resizes_to_one_size_are_all_of_it() -> None:
     [heatmap, *_] = result.heatmaps()["stage"]
     wanted = F.interpolate(result.cams["stage"][:1, None], size=SIZES[0], mode="bilinear")[0, 0]
     torch.testing.assert_close(heatmap[: SIZES[0][0], : SIZES[0][1]], wanted / wanted.max())
+
+
+@pytest.mark.parametrize("kind", ["list", "tensor"])
+def test_a_map_is_empty_where_its_own_image_has_nothing(kind: str) -> None:
+    """The padding is bright. Of the first image nothing else is, and of the second one pixel in the corner."""
+
+    class Bright(Padded):
+        def batched(self, images: Sequence[Tensor]) -> Tensor:
+            batch = torch.ones(len(images), 3, 20, 24)
+            for row, image in zip(batch, images, strict=True):
+                row[:, : image.shape[1], : image.shape[2]] = image
+            return batch
+
+    given = [torch.zeros(3, 8, 10), torch.zeros(3, 8, 10 if kind == "tensor" else 12)]
+    given[1][:, -1, -1] = 1.0
+    inputs = given if kind == "list" else torch.stack(given)
+    net = Bright()
+    result = compute_cam(net, inputs, "stage" if kind == "list" else "auto")
+    assert result.health["stage"].empty == (True, False)
+    first, second = result.heatmaps()["stage"]
+    assert not first.any()
+    assert second[7, given[1].shape[2] - 1] == second.max() == 1
+
+
+def test_a_cell_that_an_image_has_a_part_of_counts() -> None:
+    maps = torch.zeros(3, 4, 4)
+    maps[:, 2, 1] = 1.0
+    extents = torch.tensor([[0.0, 0.0, 2.0000002, 4.0], [0.0, 0.0, 2.25, 4.0], [0.0, 1.9999998, 4.0, 4.0]])
+    assert zero_within(maps, extents).tolist() == [True, False, True]
+    assert not zero_within(torch.full_like(maps, torch.nan), extents).any()
 
 
 class OneByOne(Padded):

@@ -408,3 +408,69 @@ def test_what_is_left_open_ends_the_run_before_the_first_step(tmp_path: Any) -> 
     with pytest.raises(ValueError, match=r"`forward` needs 'image', 'table'.*Say it with `inputs`"):
         fitted(tmp_path, module, [(torch.rand(3, 8, 8), i % 3) for i in range(6)])
     assert torch.equal(module.network.head.weight, before)
+
+
+class Single(Learner):
+    """Its images go by the name of `pic`, or `weak` in training."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Sequential())
+        self.network.stage, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(F.relu(self.network.stage(x)).mean((2, 3)))
+        return logits
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if isinstance(batch, list):
+            batch = {"pic": batch[0], "label": batch[1]}
+        return super().training_step(batch.get("labeled", batch), batch_idx)
+
+    def predict(self, batch: Any) -> Tensor:
+        return self(batch["weak"] if "weak" in batch else batch["pic"])
+
+
+def fit_single(folder: Any, train: Callable[[Any], Any], **options: Any) -> Run:
+    """With validation batches of `pic` and `label`, and no sanity check."""
+    samples = [{"pic": torch.rand(3, 8, 8), "label": number % 3} for number in range(6)]
+    callback = GradCAMCallback("network.stage", options.pop("probes", 2), **options)
+    run = make_run(folder, callback, Single(), max_epochs=1)
+    loaders: list[DataLoader[Any]] = [DataLoader(rows, batch_size=3) for rows in ([*map(train, samples)], samples)]
+    run.trainer.fit(run.module, *loaders)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"inputs": "image"}, "inputs='image' is not in the batch: the batch has the keys 'pic', 'label'"),
+        ({"inputs": {"x": "view.image"}}, r"inputs='view\.image' is not in the batch"),
+        ({"inputs": ["label", "image"]}, "inputs='image' is not in the batch"),
+        ({"probes": ValidationProbes(2, image_key="img")}, "image_key='img' is not in the batch"),
+    ],
+    ids=["a key", "by keyword", "one of several", "image_key"],
+)
+def test_a_missing_image_key_ends_the_run_before_the_first_step(
+    tmp_path: Any, options: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepped: list[int] = []
+    monkeypatch.setattr(Single, "training_step", lambda self, batch, batch_idx: stepped.append(batch_idx))
+    with pytest.raises(ValueError, match=told):
+        fit_single(tmp_path, lambda one: one, **options)
+    assert stepped == []
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        lambda one: {"weak": one["pic"], "strong": one["pic"], "label": one["label"]},
+        lambda one: {"labeled": one, "unlabeled": one["pic"]},
+        lambda one: {"labeled": one},
+        lambda one: (one["pic"], one["label"]),
+    ],
+    ids=["two views", "two sources", "one source", "a tuple"],
+)
+def test_a_training_batch_of_another_form_does_not_tell(tmp_path: Any, train: Callable[[Any], Any]) -> None:
+    run = fit_single(tmp_path, train, inputs="pic")
+    assert run.callback.alerts == []
+    assert run.callback.last_result is not None

@@ -196,3 +196,98 @@ def test_a_model_without_one_batch_is_refused_before_the_first_step(tmp_path: An
     with pytest.raises(ValueError, match=r"differ in size.*cannot be told.*Resize them to one size"):
         fitted(tmp_path, module, layers="stage", target="predicted")
     assert torch.equal(module.stage.weight, before)
+
+
+class Stacking(LightningModule):
+    """Its steps stack the list that the batch holds; `forward` takes one tensor, and counts those that it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stage, self.head = torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert images.ndim == 4
+        return self.head(self.stage(images).relu().mean((2, 3)))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return torch.nn.functional.cross_entropy(self(torch.stack(batch[0])), torch.tensor(batch[1]))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.training_step(batch, batch_idx)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def fit_lists(folder: Any, module: LightningModule, size: tuple[int, int] | None = (12, 10), **options: Any) -> Run:
+    callback = GradCAMCallback(options.pop("layers", "stage"), probes=4, **options)
+    run = make_run(folder, callback, module, max_epochs=2, limit_train_batches=1, num_sanity_val_steps=0)
+    rows = [(torch.rand(3, *(size or SIZES[number % 3])), number % 3) for number in range(6)]
+    loader: DataLoader[Any] = DataLoader(rows, batch_size=3, collate_fn=as_lists)  # type: ignore[arg-type]
+    run.trainer.fit(module, loader, loader)
+    return run
+
+
+@pytest.mark.parametrize("options", [{}, {"layers": "auto"}, {"inputs": {"images": 0}}], ids=str)
+def test_a_model_that_stacks_a_list_in_its_steps_gets_it_stacked(
+    tmp_path: Any, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = fit_lists(tmp_path, Stacking(), **options)
+    assert run.callback.alerts == []
+    assert [record.message for record in caplog.records if "takes them as one tensor" in record.message] != []
+    assert len({record.message for record in caplog.records if "one tensor" in record.message}) == 1
+    probes, result = run.callback.probes, run.callback.last_result
+    assert probes is not None
+    assert result is not None
+    evidence = differentiate(run.module.eval(), probes.images, "stage")
+    wanted = gradcam(evidence.activation.double(), evidence.gradient.double()).clamp(min=0)
+    assert relative_error(result.cams["stage"], wanted).max() <= 1e-5
+    assert result.extents == {}
+
+
+def test_a_model_that_takes_a_list_of_one_size_gets_the_list(tmp_path: Any) -> None:
+    kinds = []
+
+    class Listed(Stacking):
+        def forward(self, images: Any) -> Tensor:
+            kinds.append(type(images))
+            return super().forward(torch.stack(list(images)))
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return torch.nn.functional.cross_entropy(self(batch[0]), torch.tensor(batch[1]))
+
+    run = fit_lists(tmp_path, Listed())
+    assert run.callback.alerts == []
+    assert set(kinds) == {list}
+    assert run.callback.last_result is not None
+    assert run.callback.last_result.sizes == ((12, 10),) * 4
+
+
+def test_a_model_that_takes_neither_says_what_it_raised_on_the_list(tmp_path: Any) -> None:
+    class Neither(Stacking):
+        def forward(self, images: Any) -> Tensor:
+            if not self.training and self._trainer_is_ours(images):
+                raise TypeError(f"no {type(images).__name__} in here")
+            return super().forward(images)
+
+        def _trainer_is_ours(self, images: Any) -> bool:
+            return not torch.is_tensor(images) or len(images) != 3
+
+    run = fit_lists(tmp_path, Neither())
+    alert, *_ = run.callback.alerts
+    assert alert.cause == "forward_failed"
+    assert "no list in here" in alert.message
+    assert run.trainer.global_step == 2
+
+
+def test_images_of_different_sizes_are_never_stacked(tmp_path: Any) -> None:
+    class Resizing(Stacking):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            same = [torch.nn.functional.interpolate(image[None], size=(12, 12))[0] for image in batch[0]]
+            return super().training_step((same, batch[1]), batch_idx)
+
+    run = fit_lists(tmp_path, Resizing(), size=None)
+    alert, *_ = run.callback.alerts
+    assert alert.cause == "forward_failed"
+    assert run.callback.last_result is None

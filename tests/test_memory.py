@@ -23,8 +23,8 @@ LAYER = "model.stage"
 
 TRIED: list[int] = []
 """How many probes were given to the last network, whichever copy of it ran."""
-AT_FIRST = [2, 2, 2, 2]
-"""Before the first pass, two probes are looked at: three times their output, and once what the network sees of them."""
+AT_FIRST = [2, 2, 2]
+"""Before the first pass, the output of two probes is looked at, three times."""
 
 
 class Tight(Classifier):

@@ -52,6 +52,38 @@ def test_the_image_is_what_changes_with_it(model: nn.Module, wanted: Any) -> Non
     assert found == (None if wanted is None else pytest.approx(wanted))
 
 
+class Split(Padded):
+    """Looks at the halves of each image, or at the first image alone."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(0, 0)
+        self.step = step
+
+    def forward(self, images: Tensor) -> Tensor:
+        parts = torch.cat(images.chunk(2, dim=2))[:: self.step]
+        return self.stage(parts).mean((2, 3)).sum(0).expand(len(images), -1)
+
+
+@pytest.mark.parametrize("step", [1, 4], ids=["more", "fewer"])
+def test_where_there_is_not_one_for_each_image_it_cannot_be_told(step: int) -> None:
+    assert extent(Split(step), torch.rand(2, 3, 8, 6)) is None
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("sides", [(0, 0, 0, 0), (2, 2, 4, 4)], ids=["whole", "padded"])
+def test_no_pass_is_made_for_it_but_of_an_image_alone(count: int, sides: tuple[int, ...]) -> None:
+    begun: list[int] = []
+
+    class Counted(Padded):
+        def forward(self, images: Tensor) -> Tensor:
+            begun.append(len(images))
+            return super().forward(images)
+
+    found = extent(Counted(*sides), torch.rand(count, 3, 8, 6))
+    assert found == (pytest.approx((0.25, 0.2, 0.75, 0.8)) if any(sides) else None)
+    assert begun == ([2] * 3 if count == 2 else [1] * (3 if any(sides) else 1))
+
+
 def test_a_heatmap_lies_on_the_image() -> None:
     """Of a model that keeps each pixel, the map is the image, whatever is padded."""
     images = torch.rand(2, 3, 8, 6)

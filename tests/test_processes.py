@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import Events
 from models import Classifier, Spots
+from processes import Crops, Padding
 from torch.distributed.fsdp import FSDPModule
 
 from gradcam_callback import compute_cam
@@ -28,8 +29,8 @@ PANEL = f"gradcam/{LAYER}"
 SCENES = Path(__file__).with_name("processes.py")
 SECONDS = 240
 """A run that hangs is ended after this time."""
-AT_FIRST = [2, 2, 2, 2]
-"""Before the first pass, each process looks at two probes: three times at the output, once at what the network sees."""
+AT_FIRST = [2, 2, 2]
+"""Before the first pass, each process looks at the output of two probes, three times."""
 
 
 class Stage:
@@ -56,7 +57,7 @@ class Stage:
 @pytest.fixture(scope="module")
 def ddp(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     names = ["", "_without", "_auto", "_one_probe", "_detached", "_raise", "_forward_fails", "_memory"]
-    names += ["_subset", "_stream", "_positions_of_stream"]
+    names += ["_subset", "_stream", "_positions_of_stream", "_lists"]
     return Stage(tmp_path_factory.mktemp("ddp"), [f"ddp{name}" for name in names])
 
 
@@ -134,7 +135,7 @@ def test_fewer_probes_than_processes(ddp: Stage) -> None:
 
     for seen in (first, second):
         assert_relative_error(seen["cams"][LAYER], on_one_process(seen))
-    assert first["seen"] == [1, 1, *[8] * 8]  # it looks at what the probe gives, and then it has nothing to do
+    assert first["seen"] == [1, *[8] * 8]  # it looks at what the probe gives, and then it has nothing to do
     assert ddp.events("ddp_one_probe").steps(PANEL) == [3, 6]
 
 
@@ -200,6 +201,25 @@ def test_positions_of_a_stream_are_those_of_the_first_process(ddp: Stage) -> Non
     for seen in ddp.both("ddp_positions_of_stream"):
         assert seen["images"].equal(Spots()[3][0].unsqueeze(0))
         assert seen["alerts"] == []
+
+
+def test_images_of_a_list_are_shared_out_with_their_sizes(ddp: Stage) -> None:
+    """The first process has the first two, and the second the others, which it pads to a lower height."""
+    images = [Crops(16)[index][0] for index in range(5)]
+
+    for seen in ddp.both("ddp_lists"):
+        assert seen["alerts"] == []
+        assert seen["sizes"] == tuple(tuple(image.shape[1:]) for image in images)
+        module = Padding()
+        module.load_state_dict(seen["weights"])
+        for share in (slice(0, 2), slice(2, 5)):
+            expected = compute_cam(module, images[share], LAYER)
+            pairs = zip(seen["heatmaps"][LAYER][share], expected.heatmaps()[LAYER], strict=True)
+            for (got, alone), image in zip(pairs, images[share], strict=True):
+                height = image.shape[1]
+                assert_relative_error(got[:height], alone[:height])
+                assert not got[height:].any()
+    assert ddp.events("ddp_lists").steps(PANEL) == [3, 6]
 
 
 # FSDP2

@@ -20,7 +20,9 @@ from gradcam_callback import GradCAMCallback, compute_cam, diagnose
 from gradcam_callback.engine.inputs import ModelInputs
 from gradcam_callback.engine.replica import ReplicaOptions
 from gradcam_callback.engine.spaces import with_axes
+from gradcam_callback.errors import BadInputError
 from gradcam_callback.reporting.rendering import signals, volumes
+from gradcam_callback.results import enlarge
 
 KINDS: dict[int, tuple[Any, Any]] = {1: (nn.Conv1d, nn.BatchNorm1d), 3: (nn.Conv3d, nn.BatchNorm3d)}
 SIZES = {1: (24,), 3: (6, 8, 10)}
@@ -391,6 +393,59 @@ def test_a_curve_is_drawn_from_left_to_right() -> None:
     assert rows.mean() < 0.05
 
 
+def curve_of(signal: Tensor) -> Tensor:
+    """Where a curve is drawn on white, bool `(th, tw)`."""
+    ground = torch.full((1, *signals.SIZE, 3), 255, dtype=torch.uint8)
+    return signals.draw_curves(ground, signal.view(1, 1, -1))[0, ..., 0] < 128
+
+
+@pytest.mark.parametrize("length", [256, 1000, 5000, 100_003])
+def test_a_spike_of_one_sample_is_drawn_where_it_is(length: int) -> None:
+    for place in (0, 1, length // 3, length // 2 + 1, length - 1):
+        for sign in (1, -1):
+            signal = torch.zeros(length)
+            signal[place] = sign
+            drawn = curve_of(signal)
+            tip = drawn[:10] if sign > 0 else drawn[-10:]
+            column = int((place + 0.5) / length * 256)
+            reached = tip.any(0).nonzero().flatten().tolist()
+            assert column in reached
+            assert all(abs(other - column) <= 1 for other in reached)
+
+
+def test_a_long_noisy_signal_fills_what_lies_between_its_extremes() -> None:
+    signal = torch.rand(100 * 256)
+    height = len(curve_of(signal))
+    rows = curve_of(signal).float().sum(0)
+    parts = signal.view(256, 100)
+    spans = (parts.amax(1) - parts.amin(1)) / (signal.max() - signal.min()) * (height - 13)
+    assert bool(((rows - spans).abs() <= 4).all())
+
+
+@pytest.mark.parametrize("length", [2, 5, 24, 255, 256, 1024])
+def test_curve_and_map_lie_over_each_other(length: int) -> None:
+    """The same numbers as a signal and as a map: where the map is enlarged to its middle, the curve is there, too."""
+    step = (torch.arange(length) >= length // 2).float()
+    across = enlarge(step[None], (256,))[0] > 0.5
+    drawn = curve_of(step)
+    upper = drawn[: len(drawn) // 2].any(0)
+    assert int((upper != across).sum()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("count", "channels", "told"),
+    [
+        (1, None, ""),
+        (2, None, "channels 0 dark, 1 red"),
+        (12, None, "channels 0 dark, 1 red, 2 blue of 12"),
+        (12, [7, 1, 3], "channels 7 dark, 1 red, 3 blue of 12"),
+        (12, [7], "channel 7 of 12"),
+    ],
+)
+def test_each_curve_is_named(count: int, channels: Any, told: str) -> None:
+    assert signals.name_curves(count, channels) == told
+
+
 def test_what_is_not_finite_is_drawn_as_zero() -> None:
     ground = torch.full((1, *signals.SIZE, 3), 255, dtype=torch.uint8)
     assert signals.draw_curves(ground, torch.tensor([[[0.0, torch.nan, 1.0, torch.inf]]])).shape == ground.shape
@@ -441,9 +496,20 @@ def test_a_panel_of_each(tmp_path: Any, axes: int, cells: str, monkeypatch: pyte
     assert f" · {cells} · " in panel.title
     told = [caption.splitlines()[-1] for column in panel.columns for caption in column.captions]
     assert all(text.startswith("slice ") and text.endswith(" of 6") for text in told) is (axes == 3)
+    assert panel.input_title == ("input\nchannels 0 dark, 1 red" if axes == 1 else "input\nmean of 2 channels")
     result = run.callback.last_result
     assert result is not None
     assert relative_error(result.cams["network.stage"], expected(module, *_probes(run), "gradcam")) <= 1e-5
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+def test_impossible_channels_are_refused_before_the_first_step(tmp_path: Any, axes: int) -> None:
+    module = Learner(axes)
+    run: Run = make_run(tmp_path, GradCAMCallback(probes=3, channels=[2]), module, max_epochs=1)
+    loader: DataLoader[Any] = DataLoader(TensorDataset(some(axes, 6), torch.arange(6) % 3), batch_size=3)
+    with pytest.raises(BadInputError, match=r"one or three of 0 to 1, but \[2\] were given"):
+        run.trainer.fit(module, loader, loader)
+    assert run.trainer.global_step == 0
 
 
 def _probes(run: Run) -> tuple[Tensor, str]:

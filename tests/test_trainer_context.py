@@ -141,5 +141,5 @@ def test_a_dry_run_looks_like_a_validation_to_the_model(run: Callable[..., Run],
     fit = run(GradCAMCallback(LAYER, probes=2), Asking(), num_sanity_val_steps=sanity, max_epochs=1)
     fit.fit()
 
-    assert len(seen) == 6  # a first look, in four passes; the dry run, and the one validation
+    assert len(seen) == 5  # a look at the output, in three passes; the dry run, and the one validation
     assert set(seen) == {(False, True, False, RunningStage.VALIDATING)}

@@ -7,7 +7,7 @@ pad to a multiple of their stride. Their maps cover the padded batch, and each i
 known to draw the one over the other. So the tensor is looked at that the first module with weights gets. If it has the
 size of the images, they are all of it. Else the images are altered, half of them at a time, and an image lies where its
 own alteration changes that tensor. Where the others change, too, or nothing does, it cannot be told. Each of these
-passes ends at that module.
+passes ends at that module. Of images that are one tensor, `output_survey` sees it in passes that it makes anyway.
 """
 
 from __future__ import annotations
@@ -60,6 +60,22 @@ def find_extents(model: nn.Module, inputs: ModelInputs) -> Tensor | None:
     return None if whole else extents
 
 
+def altered_part(plain: Tensor, other: Tensor | None, sample: int) -> tuple[float, ...] | None:
+    """Which part of what the layers see an image is, from two passes in one of which it alone was altered.
+
+    Args:
+        plain: What `entry_kept` kept of the one pass.
+        other: Of the pass with the altered image.
+        sample: Which image was altered.
+
+    Returns:
+        As a row of `find_extents`; None where the image is all of it, or where that cannot be told.
+    """
+    changed = _changed(plain, other, torch.arange(len(plain), device=plain.device) == sample)
+    extents = None if changed is None else _extents(changed[sample : sample + 1])
+    return None if extents is None or extents.tolist() == [[0, 0, 1, 1]] else tuple(extents[0].tolist())
+
+
 def _changed_parts(model: nn.Module, inputs: ModelInputs, plain: Tensor) -> Tensor | None:
     """Where each image changes what it is a part of; None where it cannot be told."""
     changed = torch.zeros(len(plain), *plain.shape[2:], dtype=torch.bool, device=plain.device)
@@ -71,12 +87,23 @@ def _changed_parts(model: nn.Module, inputs: ModelInputs, plain: Tensor) -> Tens
             if is_out_of_memory(error):
                 raise
             return None
-        if other is None or other.shape != plain.shape:
+        differing = _changed(plain, other, chosen)
+        if differing is None:
             return None
-        differing = (other != plain).any(dim=1)
-        if bool(differing[~chosen].any()):
-            return None  # an image changes others
         changed |= differing
+    return _extents(changed)
+
+
+def _changed(plain: Tensor, other: Tensor | None, chosen: Tensor) -> Tensor | None:
+    """Which places `(N, h, w)` changed; None where those of other images than the chosen ones did, too."""
+    if other is None or other.shape != plain.shape:
+        return None
+    differing = (other != plain).any(dim=1)
+    return None if bool(differing[~chosen].any()) else differing
+
+
+def _extents(changed: Tensor) -> Tensor | None:
+    """The shares of the sides that hold the changed places `(N, h, w)`; None where an image has none."""
     if not bool(changed.flatten(1).any(dim=1).all()):
         return None
     height, width = changed.shape[1:]
@@ -100,20 +127,35 @@ class _Seen(BaseException):
 
 
 def _first_tensor(model: nn.Module, inputs: ModelInputs) -> Tensor | None:
-    """The tensor of four axes that the first module with weights gets."""
-    seen: list[Tensor] = []
+    """The tensor of four axes that the first module with weights gets, of a pass that ends there."""
     stops = not is_sharded(list(registered_modules(model)))  # the processes of a sharded model wait for each other
+    with entry_kept(model, stops=stops) as seen, generators_kept(), suppress(_Seen):
+        run_without_graph(model, inputs)
+    return seen[0] if seen else None
+
+
+@contextmanager
+def entry_kept(model: nn.Module, *, stops: bool = False) -> Iterator[list[Tensor]]:
+    """While the model runs, keep the tensor of four axes that the first module with weights gets.
+
+    Args:
+        model: The replica's.
+        stops: Whether the pass ends there, by an exception of this module.
+
+    Yields:
+        A list that it comes into.
+    """
+    seen: list[Tensor] = []
 
     def see(_module: nn.Module, args: Any, kwargs: Any) -> None:
-        found = [tensor for tensor in floating_tensors((args, dict(kwargs))) if tensor.ndim == 4]
-        if found and not seen:
+        found = [tensor for tensor in floating_tensors((args, dict(kwargs))) if tensor.ndim == 4] if not seen else []
+        if found:
             seen.append(found[0].detach().clone())
             if stops:
                 raise _Seen
 
-    with _told_of_inputs(model, see), generators_kept(), suppress(_Seen):
-        run_without_graph(model, inputs)
-    return seen[0] if seen else None
+    with _told_of_inputs(model, see):
+        yield seen
 
 
 @contextmanager

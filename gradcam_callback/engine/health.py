@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradcam_callback.causes import Cause
-from gradcam_callback.results import GradientState, LayerHealth
+from gradcam_callback.results import GradientState, LayerHealth, zero_within
 
 Key = TypeVar("Key")
 
@@ -34,7 +34,7 @@ class Examination:
         cam: float32 `(N, h, w)`; NaN for each probe without a usable gradient.
         norm: float32 `(N,)`, L2; NaN where there is no gradient.
         code: int64 `(N,)`, a position in the list of states.
-        empty: bool `(N,)`: a usable gradient, and a map of zeros.
+        empty: bool `(N,)`: a usable gradient, and a map of zeros; where there are extents, within these.
         cause: Why, where the forward pass alone already tells.
         detail: That cause in words.
         calls: How often the layer ran.
@@ -64,7 +64,8 @@ class Examination:
         height, width = self.cam.shape[1:]
         # Side by side, because a tensor made of the numbers would have to be copied to the device.
         sides = zip(shares.unbind(1), (height, width, height, width), strict=True)
-        return replace(self, extents=torch.stack([side * cells for side, cells in sides], dim=1))
+        extents = torch.stack([side * cells for side, cells in sides], dim=1)
+        return replace(self, extents=extents, empty=(self.code == _OK) & zero_within(self.cam, extents))
 
     def where(self, present: Tensor) -> Examination:
         """The same, but that the samples which are not present have nothing to explain."""
@@ -147,8 +148,8 @@ def concat(parts: Sequence[Examination]) -> Examination:
     told = next((part for part in parts if part.cause is not None), parts[0])
     # The batches of images of different sizes differ in size, and so do their maps.
     space = tuple(map(max, zip(*(part.cam.shape[1:] for part in parts), strict=True)))
-    extents = None
-    if any(part.extents is not None for part in parts):
+    extents, differ = None, len(space) == 2 and any(part.cam.shape[1:] != space for part in parts)
+    if differ or any(part.extents is not None for part in parts):
         extents = torch.cat([_whole(part.cam) if part.extents is None else part.extents for part in parts])
     return replace(
         told,
@@ -161,15 +162,15 @@ def concat(parts: Sequence[Examination]) -> Examination:
 
 
 def _enlarged(cam: Tensor, space: tuple[int, ...]) -> Tensor:
-    """Maps with more cells, which are zero; rows of NaN stay such.
+    """Maps with more cells at their ends, which go on as the last ones; rows of NaN stay such.
 
-    A part in which the layer never ran has maps of one cell, which is NaN.
+    So what is interpolated at the edge of an image that fills its map stays what it was. A part in which the layer
+    never ran has maps of one cell, which is NaN.
     """
     added = [side - own for side, own in zip(space, cam.shape[1:], strict=True)]
     if not any(added):
         return cam
-    padded = F.pad(cam, [cells for side in reversed(added) for cells in (0, side)])
-    return torch.where(_beside(cam.flatten(1)[:, 0].isnan(), cam), torch.nan, padded)
+    return F.pad(cam, [cells for side in reversed(added) for cells in (0, side)], mode="replicate")
 
 
 def _whole(cam: Tensor) -> Tensor:

@@ -145,6 +145,11 @@ class ModelInputs:
         """The same with other images of the same number."""
         return replace(self, images=images)
 
+    def stacked(self) -> ModelInputs:
+        """The same with one tensor of images in place of a list, whose images have one size."""
+        args, kwargs = map_leaves((self.args, dict(self.kwargs)), lambda leaf: IMAGES if leaf is IMAGE_LIST else leaf)
+        return replace(self, args=args, kwargs=kwargs, sizes=None)
+
     def to(self, device: torch.device) -> ModelInputs:
         """The same on another device, without a history."""
 

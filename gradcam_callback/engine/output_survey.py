@@ -6,7 +6,8 @@ In evaluation mode the samples of a batch do not depend on each other, mostly, a
 gradient. Where they do (a batch normalisation without running statistics, a mean over the batch), that gradient would
 be one of all scores. So the second of two images is changed: if what is returned for the first one is another, each
 probe gets a backward pass of its own. The same two images are run twice before, because a model that counts or samples
-returns something else each time.
+returns something else each time. What the first module with weights gets of the changed image tells, too, which part
+of a padded batch an image is: see Note [Images within a padded batch] in `extents`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradcam_callback.engine.extents import find_extents
+from gradcam_callback.engine.extents import altered_part, entry_kept, find_extents
 from gradcam_callback.engine.forward import prepared, run_without_graph
 from gradcam_callback.engine.inputs import Inputs, ModelInputs
 from gradcam_callback.engine.layouts import floating_tensors
@@ -76,13 +77,13 @@ def survey_output(
 
     def job(replica: Replica) -> OutputSurvey:
         images = prepared(ModelInputs.of(inputs)[:2], replica.model)
-        first = _run(replica.model, images)
-        extents = find_extents(replica.model, images) if images.sizes is None and images.axes == 2 else None
+        first, entry = _run(replica.model, images)
+        depend, other = _change_one(replica.model, images, first) if len(images) > 1 else (False, None)
         return OutputSurvey(
-            samples_depend=len(images) > 1 and _samples_depend(replica.model, images, first),
+            samples_depend=depend,
             is_embedding=of_classes and _has_unit_rows(find_logits(first, request.output)),
             alternatives=count_alternatives(first, request.output) if of_classes else 1,
-            extent=None if extents is None else tuple(extents[0].tolist()),
+            extent=_extent(replica.model, images, entry, other),
         )
 
     try:
@@ -93,22 +94,38 @@ def survey_output(
         raise
 
 
-def _run(model: nn.Module, images: ModelInputs) -> Any:
-    with generators_kept():  # a model that samples draws the same in each pass
-        return run_without_graph(model, images)
+def _run(model: nn.Module, images: ModelInputs) -> tuple[Any, Tensor | None]:
+    """What the model returns, and what its layers see of the images."""
+    with generators_kept(), entry_kept(model) as seen:  # a model that samples draws the same in each pass
+        returned = run_without_graph(model, images)
+    return returned, seen[0] if seen else None
 
 
-def _samples_depend(model: nn.Module, images: ModelInputs, first: Any) -> bool:
-    """Whether what is returned for the first image changes with the second, and not by itself."""
+def _change_one(model: nn.Module, images: ModelInputs, first: Any) -> tuple[bool, Tensor | None]:
+    """Whether what is returned for the first image changes with the second, and not by itself; and what layers see."""
     changed = images.with_images(torch.cat([images.images[:1], altered(images.images[1:])]))
-    again = _run(model, images)
+    again, _ = _run(model, images)
     try:
-        beside = _run(model, changed)
+        beside, entry = _run(model, changed)
     except Exception as error:  # a model may refuse an image that is none
         if is_out_of_memory(error):
             raise
-        return False
-    return _differ(again, beside) and not _differ(first, again)
+        return False, None
+    return _differ(again, beside) and not _differ(first, again), entry
+
+
+def _extent(
+    model: nn.Module, images: ModelInputs, entry: Tensor | None, other: Tensor | None
+) -> tuple[float, ...] | None:
+    """Which part of what the layers see an image is, from what they saw before and after the second one was changed."""
+    if images.sizes is not None or images.axes != 2:  # of a list, each has its own
+        return None
+    if entry is None or len(entry) != len(images) or tuple(entry.shape[2:]) == images.size:
+        return None
+    if len(images) > 1:
+        return altered_part(entry, other, sample=1)
+    extents = find_extents(model, images)  # an image alone has passes of its own
+    return None if extents is None else tuple(extents[0].tolist())
 
 
 def _differ(returned: Any, other: Any) -> bool:

@@ -17,6 +17,7 @@ from gradcam_callback.diagnosis import diagnoser as diagnosis
 from gradcam_callback.diagnosis.tracer import bridging
 from gradcam_callback.engine import auto, explain, forward, layers
 from gradcam_callback.engine.device_results import DeviceResults, judge
+from gradcam_callback.engine.image_lists import needs_stacking
 from gradcam_callback.engine.inputs import Inputs, ModelInputs
 from gradcam_callback.engine.layouts import Layout
 from gradcam_callback.engine.output_survey import OutputSurvey, survey_output
@@ -84,6 +85,7 @@ class ProbePass:
     _layouts: Mapping[str, Layout] = field(default_factory=dict)
     _remark: str = ""
     _axes: int = 0
+    _stacks: bool | None = None
     _output: OutputSurvey | None = None
     _known: dict[str, tuple[_Health, Diagnosis]] = field(default_factory=dict)
 
@@ -101,6 +103,23 @@ class ProbePass:
     def remark(self) -> str:
         """What is to be said of the layer that "auto" has chosen; empty where it is nothing."""
         return self._remark
+
+    @property
+    def stacks_lists(self) -> bool:
+        """Whether the model gets lists of images of one size as one tensor."""
+        return self._stacks is True
+
+    def as_taken(self, model: nn.Module, inputs: ModelInputs) -> ModelInputs:
+        """The inputs with a list of images stacked, if the model takes them in no other way, which is found once.
+
+        See Note [Lists of one size] in `image_lists`.
+        """
+        if inputs.sizes is None or inputs.differ:
+            return inputs
+        if self._stacks is None:
+            # By every process, since forward may wait for the others.
+            self._stacks = self.processes.gather(partial(needs_stacking, model, inputs, self.replica_options))[0]
+        return inputs.stacked() if self._stacks else inputs
 
     def resolve(self, model: nn.Module) -> None:
         """Find the layers' full names. What "auto" has chosen stays, if the model still has that layer.

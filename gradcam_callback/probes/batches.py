@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from gradcam_callback.engine.batch_rows import entries_of, leaves
 from gradcam_callback.engine.inputs import IMAGE_NAMES
 from gradcam_callback.errors import BadInputError
 
@@ -36,13 +37,16 @@ Images = Tensor | Sequence[Tensor]
 """`(N, C, H, W)`, `(N, H, W)`, or a list of `(C, H, W)`; volumes are `(N, C, D, H, W)`, signals `(N, C, W)`."""
 
 
-def locate_images(batch: Any, key: Key = IMAGE_KEY, given: Sequence[Key] = ()) -> tuple[Key, Images]:
+def locate_images(
+    batch: Any, key: Key = IMAGE_KEY, given: Sequence[Key] = (), *, by_option: bool = False
+) -> tuple[Key, Images]:
     """Where a batch has its images, and they themselves, as it has them.
 
     Args:
         batch: Any.
         key: Where they are; by default under a usual name, or first in a tuple.
         given: What forward gets. Without a key, images are among that, if it is known to be in the batch.
+        by_option: Whether the user has said so, with `inputs`.
 
     Raises:
         ValueError: There are none.
@@ -57,12 +61,26 @@ def locate_images(batch: Any, key: Key = IMAGE_KEY, given: Sequence[Key] = ()) -
         place, images = next(iter(others.items()))
     if _are_images(images, axes=(3, 4, 5)):
         return place, cast(Images, images)
-    if not found:
-        find_entry(batch, "image_key", [key])  # which says what is there
+    if not found:  # so that these say what is there
+        for place in given if by_option and key == IMAGE_KEY else ():
+            find_entry(batch, "inputs", [place])
+        find_entry(batch, "image_key", [key])
     raise BadInputError(
         f"The probes have to be images, a tensor (N, C, H, W) or (N, H, W); the batch has {kind_of(images)}. "
         "Say with image_key where the images are, or use TensorProbes."
     )
+
+
+def has_names(batch: Any) -> bool:
+    """Whether the entries of a batch have names, and not positions alone."""
+    return not isinstance(batch, (tuple, list)) or hasattr(batch, "_fields")
+
+
+def has_one_image_entry(batch: Any) -> bool:
+    """Whether a batch holds images in one of its own entries, and nowhere else."""
+    direct = [entry for entry in entries_of(batch) or () if _are_images(entry, axes=(4, 5))]
+    tensors = [leaf for leaf in leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim in (4, 5)]
+    return len(direct) == 1 and len(tensors) == isinstance(direct[0], Tensor)
 
 
 def _are_images(entry: Any, axes: Sequence[int]) -> bool:

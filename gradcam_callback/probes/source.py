@@ -39,6 +39,7 @@ class CaptureContext:
         apply_batch_hooks: The batch-transfer hooks of a copy of the model; None if the model has none of its own.
         keeps_batch: Whether all that the batches hold of the samples is kept.
         given: Keys of what forward gets of a batch, as far as the options or its signature tell: images are among that.
+        by_option: Whether the user has said what is `given`, with `inputs`.
         remark: Of a batch with a placeholder for the images, what to tell the user about the inputs; "" if nothing.
     """
 
@@ -49,6 +50,7 @@ class CaptureContext:
     apply_batch_hooks: Callable[[Any], Any] | None = None
     keeps_batch: bool = False
     given: Sequence[int | str] = ()
+    by_option: bool = False
     remark: Callable[[Any], str] | None = None
 
 
@@ -119,7 +121,8 @@ class ProbeCollector(ABC):
             None if the batch is of another loader, or a training batch without images.
 
         Raises:
-            ValueError: A validation batch has no images, or its labels cannot be used as was asked for.
+            ValueError: A validation batch has no images, or its labels cannot be used as was asked for; or a training
+                batch has its only images in another entry than an option says.
         """
         return self.finish([])
 

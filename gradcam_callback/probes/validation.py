@@ -23,6 +23,8 @@ from gradcam_callback.probes.batches import (
     choose_label_key,
     class_indices,
     find_entry,
+    has_names,
+    has_one_image_entry,
     kind_of,
     locate_images,
 )
@@ -160,7 +162,7 @@ class _BatchCollector(ProbeCollector):
             self._error = error.with_traceback(None)
 
     def _take(self, batch: Any) -> None:
-        key, images = locate_images(batch, self._source.image_key, self._context.given)
+        key, images = self._locate_images(batch)
         slot = IMAGES if isinstance(images, Tensor) else IMAGE_LIST
         positions = [self._position(self._passed + place) for place in range(len(images))]
         self._passed += len(images)
@@ -182,6 +184,10 @@ class _BatchCollector(ProbeCollector):
             row = map_tensors(row, copy_tensor)
             sample = ProbeSample(position, copy_tensor(images[place]), label, notice, row, slot is IMAGE_LIST)
             self._selection.keep(sample, classes[place])
+
+    def _locate_images(self, batch: Any) -> tuple[int | str, Any]:
+        context = self._context
+        return locate_images(batch, self._source.image_key, context.given, by_option=context.by_option)
 
     def _find_labels(
         self, batch: Any, image_key: int | str, images: Any, positions: Sequence[int]
@@ -254,6 +260,8 @@ class _BatchCollector(ProbeCollector):
         """The first images of the batch; see `ProbeCollector.preview`."""
         if dataloader_idx not in (None, self._source.dataloader_idx):
             return None
+        if dataloader_idx is None and self._is_named and not has_names(batch):
+            return None
         # What is learnt from a training batch does not hold for the validation: so a collector of its own.
         positions = self._options.get("positions") or ()
         options = {
@@ -265,7 +273,28 @@ class _BatchCollector(ProbeCollector):
         try:
             probes = collector.finish(collector.samples())
         except BadInputError:
-            if dataloader_idx is None:
+            if dataloader_idx is None and not self._is_misnamed(batch):
                 return None
             raise
         return replace(probes, indices=None, notices=()) if len(probes) else None
+
+    @property
+    def _is_named(self) -> bool:
+        """Whether an option says by a name what forward gets, or what the images are."""
+        given = list(self._context.given) if self._context.by_option else []
+        places = given if self._source.image_key == IMAGE_KEY else [*given, self._source.image_key]
+        return any(not str(place).partition(".")[0].lstrip("-").isdecimal() for place in places)
+
+    def _is_misnamed(self, batch: Any) -> bool:
+        """Whether a batch has its images under another name than an option says, beyond doubt.
+
+        A training batch may be of another form than one of the validation: a tuple, several views, several loaders. One
+        that has images under a single name is not.
+        """
+        if not self._is_named or not has_one_image_entry(batch):
+            return False
+        try:
+            self._locate_images(batch)
+        except BadInputError:
+            return True
+        return False

@@ -77,8 +77,7 @@ class PanelDrawing:
 
     def _draw_signals(self, curves: Tensor) -> None:
         """The map is a band of colours behind the curve."""
-        channels = self._style.channels
-        self._curves = curves if channels is None else curves[:, list(channels)]
+        self._curves = tiles.select_channels(curves, self._style.channels)
         self._pictures = [signals.blank(len(curves), curves.device)] * len(self._maps)
         self._maps = [cam.unsqueeze(1) for cam in self._maps]
         self.slices = torch.full((len(self._maps), len(self._maps[0])), -1, device=curves.device)

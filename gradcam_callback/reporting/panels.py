@@ -21,7 +21,7 @@ from gradcam_callback.reporting.drawing import PanelDrawing
 from gradcam_callback.reporting.fusion import with_fused
 from gradcam_callback.reporting.panel import Panel, PanelColumn, PanelStyle
 from gradcam_callback.reporting.probe_pictures import DRAWN_BY_PIXEL
-from gradcam_callback.reporting.rendering import tiles
+from gradcam_callback.reporting.rendering import signals, tiles
 from gradcam_callback.reporting.rendering.colormap import colormap_table
 from gradcam_callback.results import CAMResult, GradientState, LayerHealth, name_call
 
@@ -104,7 +104,7 @@ class PanelRenderer:
                 name = name_call(layer, verdict.calls, verdict.call) or f"fused: the mean of {layers} layers"
                 title = f"{name}\n{heading} · {_name_cells(results[0], layer)}"
                 title += f" · {captions[0].meaning}" if captions[0].meaning else ""
-                panel = self._panel(title, page, inputs, captions[0], columns)
+                panel = self._panel(title, page, inputs, captions[0], columns, len(results[0].input_size))
                 words = _name_slices(panel.captions, slices[0][page].tolist(), results[0].input_size)
                 size = results[0].input_size
                 is_photograph = len(size) > 1 and max(size[-2:]) > DRAWN_BY_PIXEL
@@ -119,14 +119,23 @@ class PanelRenderer:
             yield slice(start, min(start + size, shown))
 
     def _panel(
-        self, title: str, page: slice, inputs: Tensor, captions: CaptionData, columns: Sequence[PanelColumn]
+        self,
+        title: str,
+        page: slice,
+        inputs: Tensor,
+        captions: CaptionData,
+        columns: Sequence[PanelColumn],
+        axes: int,
     ) -> Panel:
         probes, style = self.probes, self.style
         if len(inputs) < len(probes):
             title += f" · probes {page.start + 1} to {page.stop} of {len(probes)}"
             if page.stop < len(probes) and page.stop == PAGE_PROBES * MOST_PAGES:
                 title += "; the others are not drawn, and are counted all the same"
-        channels = tiles.name_channels(probes.displayed.shape[1], style.channels)
+        if axes == 1:
+            channels = signals.name_curves(probes.images.shape[1], style.channels)
+        else:
+            channels = tiles.name_channels(probes.displayed.shape[1], style.channels)
         return Panel(
             title=title,
             inputs=inputs,

@@ -53,7 +53,7 @@ def _pictures(probes: ProbeSet, style: PanelStyle, space: int) -> Iterator[Probe
     images = probes.displayed
     if space == 1:
         images = probes.images
-        curves = images if style.channels is None else images[:, list(style.channels)]
+        curves = tiles.select_channels(images, style.channels)
         blank = tiles.tiles(signals.blank(len(images), images.device), signals.SIZE)
         for pixels in signals.draw_curves(blank, curves):
             yield _picture(pixels.permute(2, 0, 1) / 255, 1)

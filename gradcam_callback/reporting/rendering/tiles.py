@@ -83,7 +83,7 @@ def displayable(
         raise BadInputError(f"images must have the axes (N, C, H, W), but their shape is {tuple(images.shape)}")
     means = _per_channel("mean", mean, images.shape[1], missing=0.0)
     stds = _per_channel("std", std, images.shape[1], missing=1.0)
-    images = _selected(images, channels)
+    images = select_channels(images, channels)
     if channels is not None:
         means, stds = [means[channel] for channel in channels], [stds[channel] for channel in channels]
     if images.dtype == torch.uint8:
@@ -198,7 +198,12 @@ def _enlarged(maps: Tensor, size: tuple[int, int], extents: Tensor | None) -> tu
     return enlarge(maps, size, extents), drawn
 
 
-def _selected(images: Tensor, channels: Sequence[int] | None) -> Tensor:
+def select_channels(images: Tensor, channels: Sequence[int] | None) -> Tensor:
+    """The channels to show of images `(N, C, ...)`; None: all of them.
+
+    Raises:
+        ValueError: One of them does not exist, or they are neither one nor three.
+    """
     if channels is None:
         return images
     if len(channels) not in (1, 3) or not all(0 <= channel < images.shape[1] for channel in channels):
