@@ -29,12 +29,19 @@ class _Blocks:
     def __init__(self) -> None:
         self.parts: list[bytes] = []
         self.size = 0
+        self._pictures: dict[bytes, int] = {}
 
     def add(self, content: bytes) -> int:
         padded = content + bytes(-len(content) % _ALIGNMENT)
         self.parts.append(padded)
         self.size += len(padded)
         return self.size - len(padded)
+
+    def add_picture(self, content: bytes) -> int:
+        """The same picture is there once: several stages show the same probes."""
+        if content not in self._pictures:
+            self._pictures[content] = self.add(content)
+        return self._pictures[content]
 
 
 def bundle(recording: Recording) -> bytes:
@@ -118,7 +125,7 @@ def _probe_set(record: ProbePictures, blocks: _Blocks) -> dict[str, Any]:
             "width": image.width,
             "height": image.height,
             "slices": image.slices,
-            "offset": blocks.add(image.content),
+            "offset": blocks.add_picture(image.content),
             "length": len(image.content),
         }
         for image in record.images
