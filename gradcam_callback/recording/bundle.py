@@ -61,7 +61,7 @@ def bundle(recording: Recording) -> bytes:
 
 def report_of(recordings: Sequence[Recording]) -> str:
     """One HTML file that shows these runs and needs nothing else."""
-    return build_report([Run(one.name, len(one), bundle(one)) for one in recordings])
+    return build_report([Run(one.name, bundle(one)) for one in recordings])
 
 
 def _series(recording: Recording, blocks: _Blocks) -> dict[str, Any]:

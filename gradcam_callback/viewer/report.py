@@ -50,12 +50,10 @@ class Run:
 
     Attributes:
         name: As it is shown.
-        looks: How many were recorded.
         bundle: Its data, as `recording.bundle` makes them.
     """
 
     name: str
-    looks: int
     bundle: bytes
 
 
@@ -65,7 +63,7 @@ def build_report(runs: Sequence[Run]) -> str:
     Args:
         runs: At least one.
     """
-    index = {"runs": [{"name": run.name, "version": "1", "looks": run.looks} for run in runs], "notes": []}
+    index = {"runs": [{"name": run.name, "version": "1"} for run in runs], "notes": []}
     bundles = (
         f'<script type="application/octet-stream" data-run="{number}">{_compressed(run.bundle)}</script>'
         for number, run in enumerate(runs)

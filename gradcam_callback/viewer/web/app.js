@@ -1,0 +1,194 @@
+// Holds the state and the data, and renders when either changes.
+
+/** @import {DataSource, Run, RunInfo, Series, State} from "./types.js" */
+/** @import {Scene} from "./rows.js" */
+import { decodeBundle } from "./bundle.js";
+import { layerOf, seriesOf } from "./looks.js";
+import { Painter } from "./painter.js";
+import { makeScene } from "./rows.js";
+import { DEFAULTS, fromAddress, toAddress } from "./state.js";
+import { makeTimeline } from "./timeline.js";
+import { page } from "./view/page.js";
+import { render } from "./vendor/lit-html/lit-html.js";
+
+const MOST_RUNS = 4; // side by side
+const SPEEDS = [1, 2, 3, 5, 8, 12, 20, 30, 60]; // looks a second
+const POLL = 5000; // milliseconds
+
+/**
+ * @typedef {object} Loaded
+ * @property {string} version
+ * @property {Run | null} run
+ * @property {string} error
+ */
+
+export class App {
+  /**
+   * @param {HTMLElement} root
+   * @param {DataSource} source
+   * @param {{read: () => string, write: (address: string) => void, link: () => string}} address
+   */
+  constructor(root, source, address) {
+    this.root = root;
+    this.source = source;
+    this.address = address;
+    /** @type {State} */
+    this.state = { ...DEFAULTS, ...fromAddress(address.read()) };
+    /** @type {RunInfo[]} */
+    this.infos = [];
+    /** @type {Map<string, Loaded>} */
+    this.loaded = new Map();
+    /** @type {string[]} */
+    this.notes = [];
+    this.message = ""; // said once, e.g. that a link was copied
+    this.readout = "";
+    /** @type {Scene | null} */
+    this.scene = null;
+    this.painter = new Painter(root, () => this.requestRender());
+    this.isRequested = false;
+    this.isStarted = false;
+    this.playedAt = 0;
+  }
+
+  async start() {
+    await this.refresh();
+    this.isStarted = true;
+    this.requestRender();
+    if (this.source.isLive) {
+      setInterval(() => document.hidden || this.refresh(), POLL);
+      document.addEventListener("visibilitychange", () => document.hidden || this.refresh());
+    }
+  }
+
+  /** Asks which runs there are, and loads those that are shown and have changed. */
+  async refresh() {
+    try {
+      const { runs, notes } = await this.source.list();
+      this.infos = runs;
+      this.notes = notes;
+    } catch (error) {
+      this.notes = [`The runs could not be asked for: ${reason(error)}`];
+    }
+    await this.loadShown();
+  }
+
+  async loadShown() {
+    const known = this.infos.map((info) => info.name);
+    const shown = this.state.runs.filter((name) => known.includes(name)).slice(0, MOST_RUNS);
+    // A report was made of the runs that are to be compared; TensorBoard may watch many.
+    if (!shown.length) shown.push(...(this.source.isLive ? known.slice(-1) : known.slice(0, MOST_RUNS)));
+    this.state.runs = shown;
+    const changed = this.infos.filter(
+      ({ name, version }) => shown.includes(name) && this.loaded.get(name)?.version !== version,
+    );
+    await Promise.all(changed.map((info) => this.load(info)));
+    if (changed.length || !known.length) this.update();
+  }
+
+  /** @param {RunInfo} info */
+  async load({ name, version }) {
+    try {
+      const run = decodeBundle(await this.source.load(name));
+      this.loaded.set(name, { version, run: { ...run, name }, error: "" });
+    } catch (error) {
+      const before = this.loaded.get(name)?.run ?? null;
+      this.loaded.set(name, { version, run: before, error: reason(error) });
+    }
+  }
+
+  /** The runs that are shown and could be read. @returns {Run[]} */
+  get runs() {
+    const runs = this.state.runs.map((name) => this.loaded.get(name)?.run);
+    return /** @type {Run[]} */ (runs.filter((run) => run && seriesOf(run, this.state)?.epochs.length));
+  }
+
+  /** Finds out what there is to show, after data or options have changed. */
+  update() {
+    const { state, runs } = this;
+    const series = /** @type {Series[]} */ (runs.map((run) => seriesOf(run, state)));
+    if (!series.length) this.scene = null;
+    else {
+      if (!series.some((one) => layerOf(one, state))) state.layer = lastLayer(series);
+      const names = runs.map((run) => run.name);
+      const timeline = makeTimeline(series, state.align);
+      const last = timeline.positions[timeline.positions.length - 1];
+      if (!state.position || state.isFollowing) state.position = last;
+      this.scene = makeScene(names, series, timeline, state);
+    }
+    this.requestRender();
+  }
+
+  /** @param {Partial<State>} changes */
+  set(changes) {
+    this.message = "";
+    Object.assign(this.state, changes);
+    if ("runs" in changes) this.loadShown().then(() => this.update());
+    else this.update();
+  }
+
+  /** Goes to a position of the slider by its index. @param {number} index */
+  go(index) {
+    if (!this.scene) return;
+    const { positions } = this.scene.timeline;
+    const inside = Math.max(0, Math.min(positions.length - 1, index));
+    const isLast = inside === positions.length - 1;
+    this.set({ position: positions[inside], isFollowing: this.state.isFollowing && isLast });
+  }
+
+  togglePlay() {
+    if (!this.scene) return;
+    const isPlaying = !this.state.isPlaying;
+    const isAtEnd = this.scene.index === this.scene.timeline.positions.length - 1;
+    if (isPlaying && isAtEnd) this.go(0);
+    this.playedAt = performance.now();
+    this.set({ isPlaying, isFollowing: false });
+    if (isPlaying) requestAnimationFrame((now) => this.play(now));
+  }
+
+  /** @param {number} now */
+  play(now) {
+    if (!this.state.isPlaying || !this.scene) return;
+    const due = Math.floor(((now - this.playedAt) / 1000) * SPEEDS[this.state.speed - 1]);
+    if (due > 0) {
+      this.playedAt = now;
+      this.go(this.scene.index + due);
+      const isAtEnd = this.scene.index === this.scene.timeline.positions.length - 1;
+      if (isAtEnd) this.set({ isPlaying: false });
+    }
+    requestAnimationFrame((next) => this.play(next));
+  }
+
+  /** Says something for a moment, e.g. that a link was copied. @param {string} text */
+  say(text) {
+    this.message = text;
+    this.requestRender();
+  }
+
+  requestRender() {
+    if (this.isRequested) return;
+    this.isRequested = true;
+    requestAnimationFrame(() => {
+      this.isRequested = false;
+      this.render();
+    });
+  }
+
+  render() {
+    const started = performance.now();
+    render(page(this), this.root);
+    this.painter.paintAll();
+    if (this.isStarted && this.scene) this.address.write(toAddress(this.state));
+    performance.measure("gradcam-render", { start: started });
+  }
+}
+
+/** @param {unknown} error */
+function reason(error) {
+  return error instanceof Error ? error.message : String(error);
+}
+
+/** @param {Series[]} series */
+function lastLayer(series) {
+  const { layers } = series.find((one) => one.layers.length) ?? series[0];
+  return layers[layers.length - 1]?.name ?? "";
+}
