@@ -8,6 +8,7 @@ import { html } from "../vendor/lit-html/lit-html.js";
 import uPlot from "../vendor/uplot/uPlot.esm.js";
 
 const HEIGHT = 118; // CSS pixels
+const WHOLE = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6];
 
 /**
  * A number of each run at each position; null where there is none.
@@ -29,10 +30,9 @@ export function charts(app, scene, row) {
     return layer && look > 0 ? drift(scene.series[run], layer, target(run), probe, look, look - 1) : NaN;
   });
   return html`<div class="charts">
-    ${chart(app, scene, row, "Probability of the label", ofProbe("labelProbabilities"), [0, 1])}
-    ${chart(app, scene, row, "Probability of the prediction", ofProbe("predictionProbabilities"), [0, 1])}
-    ${chart(app, scene, row, "Gradient norm", norms, null)}
-    ${chart(app, scene, row, "Drift from the look before", drifts, null)}
+    ${chart(app, scene, row, "Label probability", ofProbe("labelProbabilities"), [0, 1])}
+    ${chart(app, scene, row, "Prediction probability", ofProbe("predictionProbabilities"), [0, 1])}
+    ${chart(app, scene, row, "Gradient norm", norms, null)} ${chart(app, scene, row, "Drift", drifts, null)}
   </div>`;
 }
 
@@ -113,7 +113,7 @@ function makePlot(host, count, xs, values, range) {
       cursor: { drag: { x: false, y: false }, y: false },
       scales: { x: { time: false }, ...(range ? { y: { range } } : {}) },
       axes: [
-        { ...axis, size: 24, space: 40 },
+        { ...axis, size: 24, space: 40, incrs: WHOLE },
         { ...axis, size: 42, space: 28 },
       ],
       series: [

@@ -10,8 +10,8 @@ import { COLOURS } from "./header.js";
 import { keyOf, tileSize } from "./tile_view.js";
 
 const GAP = 2; // CSS pixels
-const HEIGHT = 60;
-const HEIGHT_OF_MANY = 44; // where a probe has more than two strips
+const HEIGHTS = [96, 64, 44]; // where a probe has one strip, two, or more
+const FEW = 16; // looks; of more, a single strip is as low as two are
 
 /** @param {App} app @param {Scene} scene @param {Row} row */
 export function filmStrips(app, scene, row) {
@@ -21,7 +21,8 @@ export function filmStrips(app, scene, row) {
       return tile && tile.layer ? [{ run, title, tile }] : [];
     }),
   );
-  const height = strips.length > 2 ? HEIGHT_OF_MANY : HEIGHT;
+  const isLow = scene.timeline.positions.length > FEW;
+  const height = HEIGHTS[Math.min(HEIGHTS.length, Math.max(strips.length, isLow ? 2 : 1)) - 1];
   return strips.map(({ run, title, tile }) => strip(app, scene, row, run, title, tile, height));
 }
 
