@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+NPM = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/npm
 RUNS ?= runs
 TASKS := segmentation detection multilabel regression similarity reconstruction signal volume
 
 .DEFAULT_GOAL := help
-.PHONY: help demo broken configs test test-all test-oldest coverage lint format bench tensorboard clean
+.PHONY: help demo broken configs browser test test-all test-oldest coverage lint format bench tensorboard clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -29,6 +30,9 @@ configs: $(VENV)/.ready  ## Train a small network for each task: segmentation, d
 tensorboard: $(VENV)/.ready  ## Look at the runs, every epoch of every panel
 	$(BIN)/tensorboard --logdir $(RUNS) --samples_per_plugin images=1000
 
+browser: $(VENV)/.ready  ## Install chromium from Debian, for the tests of the viewer
+	@$(BIN)/python scripts/install_browser.py
+
 test: $(VENV)/.ready  ## Run the tests (under ten minutes on two cores)
 	$(BIN)/python -m pytest -n 2
 
@@ -47,17 +51,24 @@ test-oldest:  ## Run the tests on the oldest supported versions, in an environme
 	.venv-oldest/bin/python -m pip install --disable-pip-version-check -c constraints-oldest.txt -e '.[demo,dev]'
 	@touch $@
 
-lint: $(VENV)/.ready  ## Check style, formatting and types
+lint: $(VENV)/.ready node_modules/.ready  ## Check style, formatting and types, of Python and JavaScript
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(NPM) run --silent check
 
-format: $(VENV)/.ready  ## Put the code into the project's format
+format: $(VENV)/.ready node_modules/.ready  ## Put the code into the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(NPM) run --silent format
+
+# Node comes from the package index, too, and what it runs from npm.
+node_modules/.ready: package.json $(VENV)/.ready
+	$(NPM) install --no-package-lock --no-audit --no-fund --silent
+	@touch $@
 
 bench: $(VENV)/.ready  ## Measure time and memory as ratios inside one run (twenty minutes)
 	$(BIN)/python scripts/benchmark.py
 
 clean:  ## Remove environments, caches and runs
-	rm -rf .venv .venv-oldest $(RUNS) .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf .venv .venv-oldest node_modules $(RUNS) .pytest_cache .mypy_cache .ruff_cache build dist

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import browser
 import numpy as np
 import pytest
 import torch
@@ -209,6 +210,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 # The table of networks
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if not browser.is_available():
+        terminalreporter.write_line(f"NOT TESTED: {browser.MISSING}", red=True, bold=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

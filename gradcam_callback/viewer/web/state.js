@@ -43,6 +43,8 @@ const CHOICES = {
   sort: ["order", "wrong", "drift", "changed", "class", "name"],
   filter: ["all", "alert", "wrong"],
 };
+/** The lowest and the highest value. @type {Record<string, [number, number]>} */
+const RANGES = { opacity: [0, 1], slice: [0, 1], speed: [1, 9] };
 const NOT_SHARED = ["isPlaying", "dialog"];
 
 /** @param {State} state @returns {string} */
@@ -63,14 +65,16 @@ export function fromAddress(address) {
   const found = {};
   const parameters = new URLSearchParams(address);
   for (const name of new Set(parameters.keys())) {
+    if (!Object.hasOwn(DEFAULTS, name) || NOT_SHARED.includes(name)) continue;
     const standard = DEFAULTS[/** @type {keyof State} */ (name)];
     const text = parameters.get(name) ?? "";
-    if (standard === undefined || NOT_SHARED.includes(name)) continue;
     if (Array.isArray(standard)) found[name] = parameters.getAll(name);
     else if (typeof standard === "boolean") found[name] = text === "true";
     else if (typeof standard === "number") {
-      if (Number.isFinite(Number(text))) found[name] = Number(text);
-    } else if (!(name in CHOICES) || CHOICES[name].includes(text)) found[name] = text;
+      const [lowest, highest] = RANGES[name];
+      const number = text === "" ? NaN : Number(text);
+      if (number >= lowest && number <= highest) found[name] = number;
+    } else if (!Object.hasOwn(CHOICES, name) || CHOICES[name].includes(text)) found[name] = text;
   }
   return /** @type {Partial<State>} */ (found);
 }

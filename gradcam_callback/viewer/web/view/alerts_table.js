@@ -55,7 +55,7 @@ export function alertsTable(app, scene) {
             <th scope="col">Changed</th>
             <th scope="col">Cleared</th>
             <th scope="col">Place</th>
-            <th scope="col"><span class="hidden">Details</span></th>
+            <td></td>
           </tr>
         </thead>
         <tbody>

@@ -6,7 +6,7 @@
 import { paintTile } from "../paint.js";
 import { tileAt } from "../rows.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
-import { COLOURS } from "./header.js";
+import { COLOURS } from "./colours.js";
 import { keyOf, tileSize } from "./tile_view.js";
 
 const GAP = 2; // CSS pixels

@@ -2,16 +2,14 @@
 
 /** @import {App} from "../app.js" */
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
+import { COLOURS } from "./colours.js";
 import { select } from "./controls.js";
 
 const MOST_RUNS = 4;
 
-/** The colours of runs, for lines and names. */
-export const COLOURS = ["var(--run-1)", "var(--run-2)", "var(--run-3)", "var(--run-4)"];
-
 /** @param {App} app */
 export function header(app) {
-  return html`<header>
+  return html`<div class="bar">
     <h1>Grad-CAM</h1>
     <div class="group" role="group" aria-label="Runs">${chips(app)} ${adder(app)}</div>
     ${seriesSelect(app)} ${layerSelect(app)} ${targetBoxes(app)}
@@ -19,7 +17,7 @@ export function header(app) {
     <button type="button" aria-label="Keys" title="Keys (?)" @click=${() => app.set({ dialog: "keys" })}>
       ?
     </button>
-  </header>`;
+  </div>`;
 }
 
 /** @param {App} app */

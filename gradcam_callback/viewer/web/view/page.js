@@ -14,7 +14,7 @@ export function page(app) {
   if (!app.isStarted) return html`<main class="empty"><p role="status">Loading the recordings…</p></main>`;
   if (!app.scene) return empty(app);
   return html`
-    ${header(app)} ${toolbar(app, app.scene)}
+    <header>${header(app)} ${toolbar(app, app.scene)}</header>
     <main>${warnings(app)} ${probeRows(app, app.scene)} ${alertsTable(app, app.scene)}</main>
     ${timelineBar(app, app.scene)} ${dialogs(app, app.scene)}
   `;

@@ -7,7 +7,7 @@ import { repeat } from "../vendor/lit-html/directives/repeat.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { charts } from "./charts.js";
 import { filmStrips } from "./film_strips.js";
-import { COLOURS } from "./header.js";
+import { COLOURS } from "./colours.js";
 import { tileView } from "./tile_view.js";
 
 /** @param {App} app @param {Scene} scene */
@@ -26,7 +26,7 @@ export function probeRows(app, scene) {
   }
   return html`${
       selected
-        ? html`<section class="detail" aria-label="Probe ${selected.name}">
+        ? html`<section class="detail" aria-label="History of ${selected.name}">
             <h2>${selected.name} <small>${labelText(scene, selected)}</small></h2>
             ${filmStrips(app, scene, selected)} ${charts(app, scene, selected)}
           </section>`
@@ -51,9 +51,8 @@ function probeRow(app, scene, row, isSelected) {
   return html`<section class="row ${isSelected ? "selected" : ""}" aria-label="Probe ${row.name}">
     ${caption(app, scene, row)}
     <div class="now">${tilesOf(scene, row).map((tile) => tileView(app, scene, row, tile))}</div>
-    <div class="history">
-      ${filmStrips(app, scene, row)} ${isSelected ? charts(app, scene, row) : nothing}
-    </div>
+    <div class="history">${filmStrips(app, scene, row)}</div>
+    ${isSelected ? charts(app, scene, row) : nothing}
   </section>`;
 }
 

@@ -7,6 +7,7 @@ import { explained, place, remarkOn } from "../looks.js";
 import { paintTile, peakOf, pictureOf, planeOfTile, reasonOf } from "../paint.js";
 import { cellAt } from "../sampling.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
+import { COLOURS } from "./colours.js";
 
 const LONGEST = { small: 96, medium: 148, large: 256 }; // CSS pixels of a tile's longer side
 
@@ -44,6 +45,7 @@ export function tileView(app, scene, row, tile) {
       ${stale ? html`<span class="stale">${stale}</span>` : nothing}
     </button>
     <figcaption style="max-width: ${Math.max(width, 96)}px">
+      ${scene.series.length > 1 ? html`<span class="dot" style="--colour: ${COLOURS[tile.run]}"></span>` : nothing}
       ${subtitle(scene, tile)} ${remark ? html`<em>${remark}</em>` : nothing}
     </figcaption>
   </figure>`;
@@ -95,6 +97,8 @@ function subtitle(scene, tile) {
   const parts = [];
   if (series.targets.length > 1) parts.push(series.targets[target]);
   if (scene.state.compare === "two") parts.push(`epoch ${series.epochs[look] ?? "–"}`);
+  const plane = tile.other === undefined ? null : planeOfTile(tile, scene.state);
+  if (plane) parts.push(`± ${peakOf(tile, scene.state, plane).toPrecision(2)}`);
   if (look >= 0 && probe >= 0 && series.targets.length > 1)
     parts.push(explained(series, look, target, probe));
   return parts.filter(Boolean).join(" · ");

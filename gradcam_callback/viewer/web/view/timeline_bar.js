@@ -10,7 +10,7 @@ export function timelineBar(app, scene) {
   const { state } = app;
   const moved = (/** @type {Event} */ event) =>
     app.go(Number(/** @type {HTMLInputElement} */ (event.target).value));
-  return html`<footer role="group" aria-label="Epochs">
+  return html`<footer aria-label="Epochs">
     <button
       type="button"
       class="play"

@@ -64,23 +64,21 @@ function order(app, scene) {
   };
   const filters = { all: "All probes", alert: "With an alert", wrong: "Predicted wrong" };
   const classes = [...new Set(scene.all.map((row) => classOf(scene, row)))].filter(Boolean).sort();
+  const byName = Object.fromEntries(classes.map((one) => [one, one]));
   const typed = (/** @type {Event} */ event) =>
     app.set({ filterName: /** @type {HTMLInputElement} */ (event.target).value });
-  return html`${select("Sort", state.sort, orders, (sort) => app.set({ sort }))}
-    ${select("Show", state.filter, filters, (filter) => app.set({ filter }))}
-    ${
-      classes.length > 1
-        ? select(
-            "Class",
-            state.filterClass,
-            { "": "All", ...Object.fromEntries(classes.map((one) => [one, one])) },
-            (one) => app.set({ filterClass: one }),
-          )
-        : nothing
-    }
-    <label class="field"
-      ><span>Find</span><input type="search" size="8" .value=${state.filterName} @input=${typed}
-    /></label>`;
+  const isActive = state.sort !== "order" || state.filter !== "all" || state.filterClass || state.filterName;
+  return html`<details class="menu">
+    <summary>Sort and filter${isActive ? " (in use)" : ""}</summary>
+    <div class="panel">
+      ${select("Sort", state.sort, orders, (sort) => app.set({ sort }))}
+      ${select("Show", state.filter, filters, (filter) => app.set({ filter }))}
+      ${select("Class", state.filterClass, { "": "All", ...byName }, (filterClass) => app.set({ filterClass }))}
+      <label class="field"
+        ><span>Find</span><input type="search" .value=${state.filterName} @input=${typed}
+      /></label>
+    </div>
+  </details>`;
 }
 
 /** @param {App} app @param {Scene} scene */
