@@ -1,0 +1,103 @@
+"""The tab in TensorBoard, in a real browser, with a TensorBoard in a process of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import browser_context, find_browser, needs_browser
+from recordings import MadeUpRun, write_run
+from tensorboards import tensorboard
+
+pytestmark = needs_browser
+
+SLOW = "--load_fast=false"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@contextmanager
+def tab(browser: Any, url: str, **options: Any) -> Iterator[Any]:
+    """The frame of the tab; nothing may be asked of another origin."""
+    with browser_context(browser, **options) as watched:
+        watched.page.goto(url)
+        frame = watched.page.frame_locator("iframe[src*='name=gradcam']")
+        frame.get_by_role("slider", name="Look").wait_for(timeout=60_000)
+        yield frame
+        host = re.match(r"https?://[^/]+", url)[0]  # type: ignore[index]
+        foreign = [one for one in watched.requests if not one.startswith((host, "data:", "blob:"))]
+        assert foreign == []
+
+
+def wait_for_text(frame: Any, selector: str, text: str, timeout: float = 30_000) -> None:
+    frame.locator(selector).filter(has_text=text).first.wait_for(timeout=timeout)
+
+
+@pytest.mark.parametrize("options", [[], [SLOW]], ids=["fast loader", "slow loader"])
+def test_the_tab_shows_a_run_and_a_training_that_goes_on(browser: Any, tmp_path: Path, options: list[str]) -> None:
+    """New looks appear without a change of what is looked at."""
+    records = list(MadeUpRun(looks=12).records())
+    write_run(tmp_path / "run", records[:9])
+    with (
+        tensorboard(tmp_path, "--path_prefix", "/some/where", *options) as board,
+        tab(browser, f"{board.url}#gradcam") as frame,
+    ):
+        wait_for_text(frame, ".where", "epoch 7 · step 80")
+        frame.get_by_role("slider", name="Look").press("ArrowLeft")
+        wait_for_text(frame, ".where", "epoch 6 · step 70")
+        write_run(tmp_path / "run", records[9:11], begins=False)
+        frame.locator(".slider input[max='9']").wait_for(timeout=60_000)
+        wait_for_text(frame, ".where", "epoch 6 · step 70")
+        frame.get_by_label("newest").check()
+        wait_for_text(frame, ".where", "epoch 9 · step 100")
+        write_run(tmp_path / "run", records[11:], begins=False)
+        wait_for_text(frame, ".where", "epoch 11 · step 120", timeout=60_000)
+
+
+def test_the_address_dark_mode_and_two_runs(browser: Any, tmp_path: Path) -> None:
+    write_run(tmp_path / "a", MadeUpRun())
+    write_run(tmp_path / "b", MadeUpRun(looks=6, session=(2.0, "b")))
+    with tensorboard(tmp_path) as board:
+        board.wait_for_runs(2)
+        with tab(browser, f"{board.url}?darkMode=true#gradcam") as frame:
+            frame.get_by_label("Add a run").select_option("a")
+            frame.locator(".chip").nth(1).wait_for()
+            frame.get_by_role("slider", name="Look").press("Home")
+            wait_for_text(frame, ".where", "epoch 0 · step 10")
+            assert frame.locator("body").evaluate("body => getComputedStyle(body).backgroundColor") == "rgb(21, 24, 28)"
+            link = frame.locator("body").evaluate("() => parent.location.href")
+        with tab(browser, link) as frame:
+            wait_for_text(frame, ".where", "epoch 0 · step 10")
+            assert frame.locator(".chip").count() == 2
+
+
+def test_a_run_that_is_damaged_does_not_hide_the_others(browser: Any, tmp_path: Path) -> None:
+    write_run(tmp_path / "good", MadeUpRun())
+    path = write_run(tmp_path / "torn", MadeUpRun(session=(2.0, "b")))
+    path.write_bytes(path.read_bytes()[:-100])
+    with tensorboard(tmp_path) as board:
+        board.wait_for_runs(2)
+        with tab(browser, f"{board.url}#gradcam") as frame:
+            wait_for_text(frame, ".chip", "torn")
+            wait_for_text(frame, ".where", "epoch 10 · step 110")
+            frame.get_by_label("Add a run").select_option("good")
+            wait_for_text(frame, ".where", "epoch 10 · step 110")
+
+
+def test_without_a_recording_it_says_how_to_get_one(browser: Any, tmp_path: Path) -> None:
+    with tensorboard(tmp_path) as board, browser_context(browser) as watched:
+        watched.page.goto(f"{board.url}data/plugin_entry.html?name=gradcam")
+        watched.page.get_by_text("No run has a recording yet").wait_for()
+        assert "GradCAMCallback()" in watched.page.locator("main").inner_text()
