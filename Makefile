@@ -69,6 +69,7 @@ node_modules/.ready: package.json $(VENV)/.ready
 
 bench: $(VENV)/.ready  ## Measure time and memory as ratios inside one run (twenty minutes)
 	$(BIN)/python scripts/benchmark.py
+	$(BIN)/python scripts/benchmark.py --only viewer
 
 clean:  ## Remove environments, caches and runs
 	rm -rf .venv .venv-oldest node_modules $(RUNS) .pytest_cache .mypy_cache .ruff_cache build dist

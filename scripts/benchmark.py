@@ -1,13 +1,15 @@
 """What watching costs, as ratios inside one run: a probe pass, a validation with the callback, a long training.
 
-Three tables: `passes`, the time and memory of one probe pass beside the least work that gives the same map; `attached`,
-a validation with and without the callback in a real Trainer; `growth`, whether a look costs more as epochs go by. What
+Four tables: `passes`, the time and memory of one probe pass beside the least work that gives the same map; `attached`,
+a validation with and without the callback in a real Trainer; `growth`, whether a look costs more as epochs go by;
+`viewer`, what a recorded look costs, and how the viewer does on long runs (it needs the browser of `make browser`). What
 runs within a round is shuffled or alternates, so that a busy machine slows all of it down; reported is the median over
 the rounds of each round's own ratio, with the quartiles. Packages that are not installed are left out.
 
-    python scripts/benchmark.py                      # all tables
+    python scripts/benchmark.py                      # all tables but the last
     python scripts/benchmark.py --device cuda --rounds 20
     python scripts/benchmark.py --only passes --images 16
+    python scripts/benchmark.py --only viewer        # in the browser that `make browser` installs
     python scripts/benchmark.py --quick              # does it run at all? The figures mean nothing
 """
 
@@ -27,10 +29,12 @@ from benchmarking.clock import Budget
 from benchmarking.report import Goal, device_name, render_goals, say, versions
 
 EPOCHS = 200  # of the long training
+ON_REQUEST = ["viewer"]  # it needs a browser
 TITLES = {
     "passes": "A probe pass",
     "attached": "A validation with the callback and 8 probes",
     "growth": "A long training",
+    "viewer": "The recording and the viewer",
 }
 
 
@@ -72,6 +76,11 @@ def measured(name: str, given: argparse.Namespace, budget: Budget) -> tuple[list
         patient = Budget(budget.rounds, 3 * budget.seconds)
         epochs = [attached.measure(case, patient, given.device) for case in cases]
         return epochs, attached.goals(epochs), attached.render(epochs)
+    if name == "viewer":
+        from benchmarking import viewer
+
+        figures = viewer.measure(quick=given.quick)
+        return figures, viewer.goals(figures), viewer.render(figures)
     rows = growth.measure(4 if given.quick else EPOCHS, given.device)
     return rows, growth.goals(rows), growth.render(rows)
 
@@ -83,7 +92,7 @@ def main() -> None:
     where = "cpu" if given.device == "cpu" else re.sub(r"\W+", "-", device).strip("-").lower()
     given.folder.mkdir(parents=True, exist_ok=True)
     verdicts: list[Goal] = []
-    for name in [given.only] if given.only else TITLES:
+    for name in [given.only] if given.only else [name for name in TITLES if name not in ON_REQUEST]:
         rows, goals, tables = measured(name, given, budget)
         verdicts += goals
         print(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import needs_browser
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark.py"
 TOOLS = ["forward alone", "least work", "gradcam_callback"]
@@ -101,6 +102,17 @@ def test_one_table_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["cpu-growth.json"]
     assert "gradcam/seconds" in done.stdout
     assert "resnet18" not in done.stdout
+
+
+@needs_browser
+def test_the_viewer_is_measured_in_a_browser(tmp_path: Path) -> None:
+    done = run("--quick", "--only", "viewer", "--folder", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "cpu-viewer.json").read_text())
+    lost = [row["value"] for row in report["viewer"] if row["what"] == "looks that are lost"]
+    assert lost == [0, 0, 0]
+    assert all(row["value"] > 0 for row in report["viewer"] if row["what"] != "looks that are lost")
+    assert len(report["goals"]) == 5 + 2 * 5
 
 
 def test_rounds_of_none_are_refused() -> None:
