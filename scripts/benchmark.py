@@ -2,9 +2,9 @@
 
 Four tables: `passes`, the time and memory of one probe pass beside the least work that gives the same map; `attached`,
 a validation with and without the callback in a real Trainer; `growth`, whether a look costs more as epochs go by;
-`viewer`, what a recorded look costs, and how the viewer does on long runs (it needs the browser of `make browser`). What
-runs within a round is shuffled or alternates, so that a busy machine slows all of it down; reported is the median over
-the rounds of each round's own ratio, with the quartiles. Packages that are not installed are left out.
+`viewer`, what a recorded look costs, and how the viewer does on long runs. What runs within a round is shuffled or
+alternates, so that a busy machine slows all of it down; reported is the median over the rounds of each round's own
+ratio, with the quartiles. Packages that are not installed are left out.
 
     python scripts/benchmark.py                      # all tables but the last
     python scripts/benchmark.py --device cuda --rounds 20

@@ -105,6 +105,7 @@ def test_one_table_alone(tmp_path: Path) -> None:
 
 
 @needs_browser
+@pytest.mark.slow
 def test_the_viewer_is_measured_in_a_browser(tmp_path: Path) -> None:
     done = run("--quick", "--only", "viewer", "--folder", str(tmp_path))
     assert done.returncode == 0, done.stderr
@@ -112,7 +113,7 @@ def test_the_viewer_is_measured_in_a_browser(tmp_path: Path) -> None:
     lost = [row["value"] for row in report["viewer"] if row["what"] == "looks that are lost"]
     assert lost == [0, 0, 0]
     assert all(row["value"] > 0 for row in report["viewer"] if row["what"] != "looks that are lost")
-    assert len(report["goals"]) == 5 + 2 * 5
+    assert len(report["goals"]) == 5 + 2 * 5 + 1
 
 
 def test_rounds_of_none_are_refused() -> None:
