@@ -20,7 +20,7 @@ from models import Classifier, Spots
 from processes import Crops, Padding
 from torch.distributed.fsdp import FSDPModule
 
-from gradcam_callback import compute_cam
+from gradcam_callback import compute_cam, read_run
 from gradcam_callback.errors import BadInputError
 from gradcam_callback.execution.processes import PartFailedError, ProcessGroup
 
@@ -109,6 +109,10 @@ def test_everything_is_written_once(ddp: Stage) -> None:
         assert events.steps(tag) == [3, 6], tag
     assert len(list((ddp.folder / "ddp").glob("events*"))) == 1
     assert [seen["warnings"] for seen in ddp.both("ddp")] == [[], []]
+    recording = read_run(ddp.folder / "ddp")
+    assert recording.steps.tolist() == [3, 6]
+    cams = ddp.both("ddp")[0]["cams"][LAYER]
+    assert (torch.tensor(recording.maps[LAYER][-1, 0]) - cams).abs().max() <= cams.max() / 255
 
 
 def test_all_processes_have_the_same_metrics(ddp: Stage) -> None:

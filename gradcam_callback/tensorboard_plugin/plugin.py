@@ -76,11 +76,8 @@ class GradCAMPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard 
         return {"/runs": self._serve_runs, "/bundle": self._serve_bundle, "/web/*": self._serve_file}
 
     def is_active(self) -> bool:
-        """Whether any run has a recording; asked often, and without a request."""
-        try:
-            return bool(self._provider.list_tensors(experiment_id="", plugin_name=PLUGIN))
-        except Exception:  # it is asked again
-            return False
+        """Leave it to TensorBoard, which finds out by itself whether any run has data of this plugin."""
+        return False
 
     def frontend_metadata(self) -> base_plugin.FrontendMetadata:
         """What TensorBoard shows of the plugin, and where its front end is."""
