@@ -27,7 +27,7 @@ broken: $(VENV)/.ready  ## Train a network broken on purpose: an alert from star
 configs: $(VENV)/.ready  ## Train a small network for each task: segmentation, detection and so on (three minutes)
 	set -e; for task in $(TASKS); do $(BIN)/gradcam-callback fit --config configs/$$task.yaml; done
 
-tensorboard: $(VENV)/.ready  ## Look at the runs, every epoch of every panel
+tensorboard: $(VENV)/.ready  ## Look at the runs; the tab Grad-CAM has every epoch
 	$(BIN)/tensorboard --logdir $(RUNS) --samples_per_plugin images=1000
 
 browser: $(VENV)/.ready  ## Install chromium from Debian, for the tests of the viewer

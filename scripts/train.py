@@ -1,7 +1,7 @@
 """The shortest way to attach the callback from Python: make it, hand it to the Trainer, fit.
 
 python scripts/train.py
-tensorboard --logdir runs --samples_per_plugin images=1000
+tensorboard --logdir runs
 """
 
 from __future__ import annotations

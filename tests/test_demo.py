@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gradcam_callback import GradCAMCallback
+from gradcam_callback import GradCAMCallback, read_run
 from gradcam_callback.demo import data as demo_data
 from gradcam_callback.demo.classifier import ImageClassifier
 from gradcam_callback.demo.data import DIGIT, ClutteredDigits, ClutteredMNISTData, load_digits, scatter_digits
@@ -327,9 +327,15 @@ def test_the_report_names_the_run_the_command_and_the_numbers(finished):
     first, last = game.scores[0], game.scores[-1]
     shares = [first.pointing_game, last.pointing_game, first.energy_inside, last.energy_inside, game.chance]
     shares.append(finished.trainer.callback_metrics["val/accuracy"].item())
-    command = f"tensorboard --logdir {folder.parents[1]} --samples_per_plugin images=1000"
-    for words in (str(folder), str(panel), command, *(f"{share:.1%}" for share in shares)):
+    command = f"tensorboard --logdir {folder.parents[1]}    and there the tab Grad-CAM"
+    for words in (str(folder), str(folder / "report.html"), str(panel), command, *(f"{share:.1%}" for share in shares)):
         assert words in finished.printed
+
+
+def test_the_report_holds_every_look(finished):
+    page = (finished.folder / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert page == read_run(finished.folder).to_html()
 
 
 def test_the_last_panel_is_the_one_in_the_event_file(finished):

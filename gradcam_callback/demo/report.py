@@ -1,4 +1,4 @@
-"""What is printed at the end of a run: its results, where it is, how to open it, and what to look at."""
+"""What is left and printed at the end of a run: its results, a report, where it is, and what to look at."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 from torch import Tensor
 
+from gradcam_callback import GradCAMCallback, read_run
 from gradcam_callback.demo.pointing import PointingGame
 
 PANEL = "gradcam/"  # what the tags of panels begin with
@@ -36,8 +37,21 @@ def save_last_panels(log_dir: Path) -> list[Path]:
     return written
 
 
+def save_report(log_dir: Path) -> Path:
+    """Leave the recording of a run as `report.html` beside its event file: every epoch, to be opened from disk.
+
+    Args:
+        log_dir: The folder of a run, which holds its event file.
+    """
+    path = log_dir / "report.html"
+    path.write_text(read_run(log_dir).to_html(), encoding="utf-8")
+    return path
+
+
 class RunReport(Callback):
-    """Prints, at the end of `fit`, where the run is, how to open it and what to look at; leaves the last panels as PNG.
+    """Prints, at the end of `fit`, where the run is, how to open it and what to look at.
+
+    It leaves the report as HTML and the last panels as PNG.
 
     Put it last in `trainer.callbacks`. It needs a `TensorBoardLogger`; without one it says nothing.
     """
@@ -55,7 +69,7 @@ class RunReport(Callback):
         game = next((callback for callback in trainer.callbacks if isinstance(callback, PointingGame)), None)  # type: ignore[attr-defined]
         parts = [
             _results(trainer.callback_metrics, game),
-            _places(log_dir, panels),
+            _places(log_dir, [save_report(log_dir)] if _has_recording(trainer) else [], panels),
             _instructions(str(logger.save_dir), game is not None),
         ]
         print("\n" + "\n\n".join("\n".join(lines) for lines in parts if lines))
@@ -75,13 +89,22 @@ def _results(metrics: Mapping[str, Tensor], game: PointingGame | None) -> list[s
     return lines
 
 
-def _places(log_dir: Path, panels: Sequence[Path]) -> list[str]:
-    return [f"The run         {log_dir}", *(f"The last panel  {panel}" for panel in panels)]
+def _has_recording(trainer: Trainer) -> bool:
+    return any(isinstance(callback, GradCAMCallback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def _places(log_dir: Path, reports: Sequence[Path], panels: Sequence[Path]) -> list[str]:
+    return [
+        f"The run         {log_dir}",
+        *(f"The report      {report}  (open it in a browser: every epoch, without TensorBoard)" for report in reports),
+        *(f"The last panel  {panel}" for panel in panels),
+    ]
 
 
 def _instructions(save_dir: str, demo: bool) -> list[str]:
     tags = [
-        ("Images", "gradcam/*", "where the network looks; its slider goes from epoch to epoch"),
+        ("Grad-CAM", "", "where the network looks, from epoch to epoch: arrow keys, or Space to play"),
+        ("Images", "gradcam/*", "the same as panels"),
         ("Scalars", "gradcam/null_gradients", "maps without a usable gradient; 0 is good"),
         ("Scalars", "gradcam/gradient_norm/*", "how strongly the layer moves the score"),
         ("Scalars", "gradcam/seconds", "how long the training waited for the maps"),
@@ -92,6 +115,6 @@ def _instructions(save_dir: str, demo: bool) -> list[str]:
         tags.append(("Scalars", "demo/energy_inside", "share of map energy that lies on the digit"))
     return [
         "To look at every epoch:",
-        f"  tensorboard --logdir {save_dir} --samples_per_plugin images=1000",
-        *(f"    {tab:7}  {tag:23}  {meaning}" for tab, tag, meaning in tags),
+        f"  tensorboard --logdir {save_dir}    and there the tab Grad-CAM",
+        *(f"    {tab:8}  {tag:23}  {meaning}" for tab, tag, meaning in tags),
     ]

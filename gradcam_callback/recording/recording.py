@@ -204,9 +204,13 @@ class Recording:
         shapes = ", ".join(f"{layer} {self.levels[layer].shape}" for layer in self.layers)
         return f"Recording({self.name!r}, {len(self)} looks, targets {', '.join(self.targets)}; maps: {shapes})"
 
-    def _repr_html_(self) -> str:
-        """The viewer, for notebooks."""
+    def to_html(self) -> str:
+        """The viewer and this run's data as one HTML file, which needs neither network nor TensorBoard."""
         from gradcam_callback.recording.bundle import report_of  # the viewer's files are read for nobody else
 
-        page = escape(report_of([self]), quote=True)
+        return report_of([self])
+
+    def _repr_html_(self) -> str:
+        """The viewer, for notebooks."""
+        page = escape(self.to_html(), quote=True)
         return f'<iframe title="Grad-CAM" srcdoc="{page}" style="width:100%;height:900px;border:0"></iframe>'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,30 +13,15 @@ from PIL import Image, ImageDraw
 
 from gradcam_callback.errors import BadInputError
 from gradcam_callback.reporting.panel import Panel, PanelColumn
-from gradcam_callback.reporting.rendering.typesetting import (
-    CAPTION,
-    HEADING,
-    REMARK,
-    SOFT_INK,
-    SUBTITLE,
-    TICK_LABEL,
-    TITLE,
-    VERDICT,
-    Text,
-    typeset,
-)
+from gradcam_callback.reporting.rendering.typesetting import SOFT_INK, Text, Typography, typeset
 
 Pixels = NDArray[np.uint8]
 
-# A panel that would be taller than this many times its width is folded, as a newspaper is, into blocks side by side.
-TALLEST_PANEL = 2.5
-
-MARGIN = 24  # around the whole panel
-GAP = 14  # between the tiles of a row
-BLOCK_GAP = 44  # between two blocks of a folded panel
+MARGIN = 16  # around the whole panel
+GAP = 12  # between the tiles of a row
 NARROWEST_CELL = 144  # a thinner tile stands in a cell of this width, so that its caption has room
 
-JPEG_QUALITY = 88
+JPEG_QUALITY = 80
 
 PAPER = (255, 255, 255)
 EDGE = (209, 215, 222)
@@ -69,7 +53,7 @@ def encode(panel: Panel) -> EncodedImage:
     buffer = io.BytesIO()
     if panel.is_photograph:
         # Colours as fine as the rest, because the captions are part of the picture.
-        Image.fromarray(pixels).save(buffer, "jpeg", quality=JPEG_QUALITY, subsampling=0)
+        Image.fromarray(pixels).save(buffer, "jpeg", quality=JPEG_QUALITY, subsampling=0, optimize=True)
     else:
         Image.fromarray(pixels).save(buffer, "png")
     height, width = pixels.shape[:2]
@@ -79,8 +63,8 @@ def encode(panel: Panel) -> EncodedImage:
 def compose(panel: Panel) -> Pixels:
     """Put a panel together: a heading, a row a probe (its input, then an overlay a target), and the colour bar.
 
-    Captions and headings wrap, and their rows grow. Many probes are folded into blocks side by side, so that the panel
-    does not become a strip. Safe to call from several threads at once.
+    Captions and headings wrap, and their rows grow. The type grows with the panel's width, so that it can be read where
+    the panel is shown small. Safe to call from several threads at once.
 
     Args:
         panel: Tiles, captions and verdicts, on the CPU.
@@ -92,13 +76,12 @@ def compose(panel: Panel) -> Pixels:
         ValueError: If the parts of the panel do not fit together.
     """
     _check(panel)
-    cell_width = max(NARROWEST_CELL, panel.inputs.shape[2])
-    probes = [_probe_cells(panel, probe, cell_width) for probe in range(len(panel.inputs))]
-    grid = _fold(probes, cell_width)
+    grid = _Grid(max(NARROWEST_CELL, panel.inputs.shape[2]), 1 + len(panel.columns))
+    rows = (_Row(_probe_cells(panel, probe, grid)) for probe in range(len(panel.inputs)))
     bands = [
         _title_band(panel, grid),
         _headings_band(panel, grid),
-        *(_row_band(_Row(probes[row :: grid.rows]), grid) for row in range(grid.rows)),
+        *(_row_band(row, grid) for row in rows),
         _bar_band(panel, grid),
     ]
     return np.concatenate([np.asarray(band) for band in bands])
@@ -130,7 +113,6 @@ CAPTION_GAP = 7
 ROW_TOP = 6
 ROW_BOTTOM = 16
 FRAME = 4
-MARK = 14
 MARK_GAP = 6
 PLATE_PADDING = 8
 
@@ -151,28 +133,29 @@ class _Cell:
         return max(len(self.tile), self.verdict.height + 4 * PLATE_PADDING)
 
 
-def _probe_cells(panel: Panel, probe: int, width: int) -> list[_Cell]:
-    correct = panel.correct[probe]
-    room = width if correct is None else width - MARK - MARK_GAP
-    caption = typeset(panel.captions[probe], room, CAPTION, REMARK)
+def _probe_cells(panel: Panel, probe: int, grid: _Grid) -> list[_Cell]:
+    type_, width, correct = grid.type, grid.cell_width, panel.correct[probe]
+    room = width if correct is None else width - grid.mark - MARK_GAP
+    caption = typeset(panel.captions[probe], room, type_.caption, type_.remark)
     cells = [_Cell(panel.inputs[probe].numpy(), caption, correct=correct)]
     for column in panel.columns:
         verdict = column.verdicts[probe]
-        plate = None if verdict is None else typeset(verdict, width - 4 * PLATE_PADDING, VERDICT, CAPTION)
-        caption = typeset(column.captions[probe], width, CAPTION, REMARK)
+        room = width - 4 * PLATE_PADDING
+        plate = None if verdict is None else typeset(verdict, room, type_.verdict, type_.caption)
+        caption = typeset(column.captions[probe], width, type_.caption, type_.remark)
         cells.append(_Cell(column.overlays[probe].numpy(), caption, plate))
     return cells
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One row of the panel: the cells of a probe, and beside them those of the other blocks' probes."""
+    """One row of the panel: the cells of a probe."""
 
-    probes: Sequence[Sequence[_Cell]]
+    cells: Sequence[_Cell]
 
     @property
     def tile_height(self) -> int:
-        return max(cell.tile_height for cells in self.probes for cell in cells)
+        return max(cell.tile_height for cell in self.cells)
 
     @property
     def caption_top(self) -> int:
@@ -180,7 +163,7 @@ class _Row:
 
     @property
     def height(self) -> int:
-        return self.caption_top + max(cell.caption.height for cells in self.probes for cell in cells) + ROW_BOTTOM
+        return self.caption_top + max(cell.caption.height for cell in self.cells) + ROW_BOTTOM
 
 
 # The grid: where the cells stand
@@ -190,34 +173,27 @@ class _Row:
 class _Grid:
     cell_width: int
     columns: int
-    blocks: int
-    rows: int
-
-    @property
-    def block_width(self) -> int:
-        return self.columns * (self.cell_width + GAP) - GAP
 
     @property
     def width(self) -> int:
-        return 2 * MARGIN + self.blocks * (self.block_width + BLOCK_GAP) - BLOCK_GAP
+        return 2 * MARGIN + self.columns * (self.cell_width + GAP) - GAP
 
-    def x(self, block: int, column: int) -> int:
+    @property
+    def type(self) -> Typography:
+        return Typography.of_width(self.width)
+
+    @property
+    def mark(self) -> int:
+        """The side of a tick or a cross."""
+        return self.type.caption.size
+
+    def x(self, column: int) -> int:
         """The left side of a cell."""
-        return MARGIN + block * (self.block_width + BLOCK_GAP) + column * (self.cell_width + GAP)
+        return MARGIN + column * (self.cell_width + GAP)
 
     def band(self, height: int) -> Image.Image:
         """Empty paper, as wide as the panel."""
         return Image.new("RGB", (self.width, height), PAPER)
-
-
-def _fold(probes: Sequence[Sequence[_Cell]], cell_width: int) -> _Grid:
-    """Take the fewest blocks that do not make the panel a strip; the last may be shorter than the others."""
-    for blocks in range(1, len(probes) + 1):
-        rows = math.ceil(len(probes) / blocks)
-        grid = _Grid(cell_width, len(probes[0]), math.ceil(len(probes) / rows), rows)
-        if sum(_Row(probes[row::rows]).height for row in range(rows)) <= TALLEST_PANEL * grid.width:
-            break
-    return grid
 
 
 # Bands: strips as wide as the panel, stacked to make it
@@ -227,7 +203,7 @@ TICK_HEIGHT = 5
 
 
 def _title_band(panel: Panel, grid: _Grid) -> Image.Image:
-    title = typeset(panel.title, grid.width - 2 * MARGIN, TITLE, SUBTITLE)
+    title = typeset(panel.title, grid.width - 2 * MARGIN, grid.type.title, grid.type.subtitle)
     band = grid.band(MARGIN - 4 + title.height + 12)
     title.draw(ImageDraw.Draw(band), MARGIN, MARGIN - 4)
     return band
@@ -235,26 +211,24 @@ def _title_band(panel: Panel, grid: _Grid) -> Image.Image:
 
 def _headings_band(panel: Panel, grid: _Grid) -> Image.Image:
     texts = [panel.input_title, *(column.title for column in panel.columns)]
-    headings = [typeset(text, grid.cell_width, HEADING, REMARK) for text in texts]
+    headings = [typeset(text, grid.cell_width, grid.type.heading, grid.type.remark) for text in texts]
     height = max(heading.height for heading in headings)
     band = grid.band(height + 2)
     draw = ImageDraw.Draw(band)
-    for block in range(grid.blocks):
-        for column, heading in enumerate(headings):
-            heading.draw(draw, grid.x(block, column), height - heading.height)
+    for column, heading in enumerate(headings):
+        heading.draw(draw, grid.x(column), height - heading.height)
     return band
 
 
 def _row_band(row: _Row, grid: _Grid) -> Image.Image:
     band = grid.band(row.height)
-    for block, cells in enumerate(row.probes):
-        for column, cell in enumerate(cells):
-            x = grid.x(block, column)
-            if cell.verdict is None:
-                _draw_tile(band, cell, x, ROW_TOP + (row.tile_height - len(cell.tile)) // 2)
-            else:
-                _draw_verdict(band, cell.verdict, x, (row.tile_height, grid.cell_width))
-            _draw_caption(band, cell, x, row.caption_top)
+    for column, cell in enumerate(row.cells):
+        x = grid.x(column)
+        if cell.verdict is None:
+            _draw_tile(band, cell, x, ROW_TOP + (row.tile_height - len(cell.tile)) // 2)
+        else:
+            _draw_verdict(band, cell.verdict, x, (row.tile_height, grid.cell_width))
+        _draw_caption(band, cell, x, row.caption_top, grid)
     return band
 
 
@@ -278,16 +252,17 @@ def _draw_verdict(band: Image.Image, verdict: Text, x: int, size: tuple[int, int
     verdict.draw(draw, middle, top, anchor="m")
 
 
-def _draw_caption(band: Image.Image, cell: _Cell, x: int, y: int) -> None:
+def _draw_caption(band: Image.Image, cell: _Cell, x: int, y: int, grid: _Grid) -> None:
     if cell.correct is not None:
         colour = RIGHT if cell.correct else WRONG
-        band.paste(colour, (x, y + (CAPTION.line_height - MARK) // 2), _mark(cell.correct))
-        x += MARK + MARK_GAP
+        below = (grid.type.caption.line_height - grid.mark) // 2
+        band.paste(colour, (x, y + below), _mark(cell.correct, grid.mark))
+        x += grid.mark + MARK_GAP
     cell.caption.draw(ImageDraw.Draw(band), x, y)
 
 
 def _bar_band(panel: Panel, grid: _Grid) -> Image.Image:
-    """One bar for all columns where each map has its own scale, else one a column; beneath the first block."""
+    """One bar for all columns where each map has its own scale, else one a column."""
     columns = range(1, grid.columns)
     if panel.shared_scale:
         scale = "one scale for all" if len(columns) == 1 else "one scale a column"
@@ -295,15 +270,17 @@ def _bar_band(panel: Panel, grid: _Grid) -> Image.Image:
     else:
         scale = "each map on its own scale"
         bars = [(columns[0], columns[-1], "max of each")]
-    legend = typeset(scale, grid.cell_width, TICK_LABEL)
-    band = grid.band(max(legend.height, BAR_HEIGHT + TICK_HEIGHT + TICK_LABEL.line_height) + MARGIN)
-    legend.draw(ImageDraw.Draw(band), grid.x(0, 0), (BAR_HEIGHT - TICK_LABEL.line_height) / 2)
+    type_ = grid.type.tick_label
+    legend = typeset(scale, grid.cell_width, type_)
+    band = grid.band(max(legend.height, BAR_HEIGHT + TICK_HEIGHT + type_.line_height) + MARGIN)
+    legend.draw(ImageDraw.Draw(band), grid.x(0), (BAR_HEIGHT - type_.line_height) / 2)
     for first, last, end in bars:
-        _draw_bar(band, panel.table.numpy(), grid.x(0, first), grid.x(0, last) + grid.cell_width, end)
+        _draw_bar(band, panel.table.numpy(), (grid.x(first), grid.x(last) + grid.cell_width), end, grid)
     return band
 
 
-def _draw_bar(band: Image.Image, table: Pixels, left: int, right: int, end: str) -> None:
+def _draw_bar(band: Image.Image, table: Pixels, sides: tuple[int, int], end: str, grid: _Grid) -> None:
+    left, right = sides
     width = right - left
     levels = np.linspace(0, len(table) - 1, width).round().astype(int)
     bar = table[levels][None].repeat(BAR_HEIGHT, axis=0)
@@ -313,8 +290,8 @@ def _draw_bar(band: Image.Image, table: Pixels, left: int, right: int, end: str)
         x = left + quarter * (width - 1) // 4
         draw.line((x, BAR_HEIGHT, x, BAR_HEIGHT + TICK_HEIGHT - 1), fill=SOFT_INK)
     y = BAR_HEIGHT + TICK_HEIGHT
-    typeset("0", width, TICK_LABEL).draw(draw, left, y)
-    typeset(end, width, TICK_LABEL).draw(draw, right, y, anchor="r")
+    typeset("0", width, grid.type.tick_label).draw(draw, left, y)
+    typeset(end, width, grid.type.tick_label).draw(draw, right, y, anchor="r")
 
 
 def _peak(column: PanelColumn) -> str:
@@ -338,13 +315,14 @@ def _hatch(height: int, width: int) -> Pixels:
     return stripes
 
 
-@lru_cache(maxsize=2)
-def _mark(correct: bool) -> Image.Image:
+@lru_cache(maxsize=16)
+def _mark(correct: bool, side: int) -> Image.Image:
     """A tick or a cross, drawn four times too large and reduced, which makes its edges smooth."""
-    large = Image.new("L", (4 * MARK, 4 * MARK))
+    large = Image.new("L", (4 * side, 4 * side))
     draw = ImageDraw.Draw(large)
-    tick = [[(4, 30), (20, 46), (50, 10)]]
-    cross = [[(8, 8), (48, 48)], [(8, 48), (48, 8)]]
+    tick = [[(0.07, 0.54), (0.36, 0.82), (0.89, 0.18)]]
+    cross = [[(0.14, 0.14), (0.86, 0.86)], [(0.86, 0.14), (0.14, 0.86)]]
     for stroke in tick if correct else cross:
-        draw.line(stroke, fill=255, width=9, joint="curve")
+        points = [(4 * side * x, 4 * side * y) for x, y in stroke]
+        draw.line(points, fill=255, width=max(10, round(0.17 * 4 * side)), joint="curve")
     return large.reduce(4)

@@ -40,13 +40,36 @@ class Style:
         return round(self.size * 1.4)
 
 
-TITLE = Style(20, bold=True)
-SUBTITLE = Style(14, colour=SOFT_INK)
-HEADING = Style(14, bold=True)
-CAPTION = Style(13)
-REMARK = Style(13, colour=SOFT_INK)
-VERDICT = Style(13, bold=True)
-TICK_LABEL = Style(12, colour=SOFT_INK)
+SHOWN_WIDTH = 350  # pixels; TensorBoard first shows a picture so wide
+READABLE = 9.5  # pixels of a caption's type in a picture of that width
+LARGEST_CAPTION = 26
+
+
+@dataclass(frozen=True)
+class Typography:
+    """The styles of one panel."""
+
+    title: Style
+    subtitle: Style
+    heading: Style
+    caption: Style
+    remark: Style
+    verdict: Style
+    tick_label: Style
+
+    @classmethod
+    def of_width(cls, width: int) -> Typography:
+        """Type that can still be read where a panel of this width is shown 350 pixels wide."""
+        caption = min(LARGEST_CAPTION, max(13, math.ceil(READABLE * width / SHOWN_WIDTH)))
+        return cls(
+            title=Style(round(1.3 * caption), bold=True),
+            subtitle=Style(caption, colour=SOFT_INK),
+            heading=Style(caption, bold=True),
+            caption=Style(caption),
+            remark=Style(caption, colour=SOFT_INK),
+            verdict=Style(caption, bold=True),
+            tick_label=Style(max(12, caption - 2), colour=SOFT_INK),
+        )
 
 
 @cache
