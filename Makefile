@@ -7,7 +7,7 @@ RUNS ?= runs
 TASKS := segmentation detection multilabel regression similarity reconstruction signal volume
 
 .DEFAULT_GOAL := help
-.PHONY: help demo broken configs browser test test-all test-oldest coverage lint format bench tensorboard clean
+.PHONY: help demo broken configs browser test test-all test-oldest coverage lint format bench tensorboard screenshots clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -70,6 +70,9 @@ node_modules/.ready: package.json $(VENV)/.ready
 bench: $(VENV)/.ready  ## Measure time and memory as ratios inside one run (twenty minutes)
 	$(BIN)/python scripts/benchmark.py
 	$(BIN)/python scripts/benchmark.py --only viewer
+
+screenshots: $(VENV)/.ready browser  ## Take the pictures in docs/ from the runs of `make demo` and `make broken`
+	$(BIN)/python scripts/screenshots.py $(RUNS)
 
 clean:  ## Remove environments, caches and runs
 	rm -rf .venv .venv-oldest node_modules $(RUNS) .pytest_cache .mypy_cache .ruff_cache build dist

@@ -17,6 +17,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
+from recordings import MadeUpRun, write_run
 from torch import nn
 
 from gradcam_callback import Cause, GradCAMCallback, pages
@@ -122,6 +123,7 @@ def test_python_runs(section: Section, tmp_path: Path, monkeypatch: pytest.Monke
     if not hasattr(lightning_callbacks, "WeightAveraging") and "WeightAveraging" in str(section.blocks):
         pytest.skip("this version of Lightning has no WeightAveraging")
     monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "runs" / "demo" / "version_0", MadeUpRun())  # a run that the documents read
     torch.manual_seed(0)
     for block in section.in_language("python"):
         if block.alone or block is section.in_language("python")[0]:

@@ -380,9 +380,9 @@ def test_an_alert_is_explained(open_report: Open) -> None:
         page.wait_for_function("document.querySelector('.where').innerText === 'epoch 3 · step 40'")
         assert "no gradient: detached" in tile(page, "#1").inner_text()
         assert "no gradient" not in tile(page, "#0").inner_text()
-        table.locator("summary").click()
+        table.get_by_role("button", name=re.compile("^Details")).click()
         assert "Take detach() out of the way." in table.inner_text()
-        assert "maps = maps.detach()" in table.locator(".blamed").inner_text()
+        assert "maps = maps.detach()" in table.locator(".blamed code").inner_text()
         link = table.get_by_role("link")
         assert link.get_attribute("href") == "https://example.org/why#detached"
         assert link.get_attribute("rel") == "noopener noreferrer"
@@ -396,7 +396,7 @@ def test_texts_are_no_markup(open_report: Open, tmp_path: Path) -> None:
     write_run(tmp_path / "run", run)
     path = write_report([str(tmp_path / "run")], str(tmp_path / "report.html"))
     with open_report(path=path) as page:
-        page.locator("td summary").click()
+        page.get_by_role("button", name=re.compile("^Details")).click()
         assert page.title() != "owned"
         assert page.locator("img[src='x']").count() == 0
         assert evil in page.get_by_role("table").inner_text()
@@ -457,7 +457,7 @@ def test_nothing_that_axe_finds(open_report: Open, layout: str, scheme: str) -> 
     from axe_playwright_python.sync_playwright import Axe
 
     with open_report(f"layout={layout}&position=6", color_scheme=scheme) as page:
-        page.locator("td summary").click()
+        page.get_by_role("button", name=re.compile("^Details")).click()
         page.get_by_text("View options").click()
         found = Axe().run(page).response["violations"]
         assert [(one["id"], one["nodes"][0]["html"][:200]) for one in found] == []

@@ -42,6 +42,8 @@ export class App {
     this.notes = [];
     this.message = ""; // said once, e.g. that a link was copied
     this.readout = "";
+    /** @type {Set<string>} */
+    this.openAlerts = new Set();
     /** @type {Scene | null} */
     this.scene = null;
     this.painter = new Painter(root, () => this.requestRender());
@@ -156,6 +158,12 @@ export class App {
       if (isAtEnd) this.set({ isPlaying: false });
     }
     requestAnimationFrame((next) => this.play(next));
+  }
+
+  /** Shows or hides what is known of an alert. @param {string} key */
+  toggleAlert(key) {
+    if (!this.openAlerts.delete(key)) this.openAlerts.add(key);
+    this.requestRender();
   }
 
   /** Says something for a moment, e.g. that a link was copied. @param {string} text */

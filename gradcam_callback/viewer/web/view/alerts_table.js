@@ -73,22 +73,40 @@ function alertRow(app, scene, life, several) {
   const at = (/** @type {string} */ status) =>
     moments.filter((moment) => moment.status === status).map((moment) => goTo(app, scene, run, moment));
   const probes = told.concernsAll ? "all" : told.probes.map((probe) => `#${probe}`).join(", ");
+  const key = `${scene.names[run]} ${told.subject} ${moments[0].step}`;
+  const isOpen = app.openAlerts.has(key);
   return html`<tr class=${moments.at(-1)?.status === "cleared" ? "cleared" : "open"}>
-    ${several ? html`<td>${scene.names[run]}</td>` : nothing}
-    <td><code>${told.cause || "gradient is None"}</code></td>
-    <td>${told.subject}</td>
-    <td>${probes}</td>
-    <td>${at("raised")}</td>
-    <td>${at("changed")}</td>
-    <td>${at("cleared")}</td>
-    <td>${told.location ? `${told.location.file}:${told.location.line}` : "–"}</td>
-    <td>
-      <details>
-        <summary>Details<span class="hidden"> of ${told.cause} at ${told.subject}</span></summary>
-        ${details(told)}
-      </details>
-    </td>
-  </tr>`;
+      ${several ? html`<td>${scene.names[run]}</td>` : nothing}
+      <td><code>${told.cause || "gradient is None"}</code></td>
+      <td>${told.subject}</td>
+      <td>${probes}</td>
+      <td>${at("raised")}</td>
+      <td>${at("changed")}</td>
+      <td>${at("cleared")}</td>
+      <td title=${told.location?.file ?? ""}>${told.location ? shortPlace(told.location) : "–"}</td>
+      <td>
+        <button
+          type="button"
+          aria-expanded=${isOpen}
+          aria-label="Details of ${told.cause} at ${told.subject}"
+          @click=${() => app.toggleAlert(key)}
+        >
+          ${isOpen ? "Less" : "Details"}
+        </button>
+      </td>
+    </tr>
+    ${
+      isOpen
+        ? html`<tr>
+            <td colspan=${several ? 9 : 8}>${details(told)}</td>
+          </tr>`
+        : nothing
+    }`;
+}
+
+/** The file with the folder that it lies in, and the line. @param {Place} place */
+function shortPlace({ file, line }) {
+  return `${file.split(/[\\/]/).slice(-2).join("/")}:${line}`;
 }
 
 /** @param {App} app @param {Scene} scene @param {number} run @param {AlertRecord} moment */
@@ -121,10 +139,12 @@ function details(alert) {
 /** @param {Place} place */
 function code(place) {
   const lines = place.around.length ? place.around : [[place.line, place.code]];
-  return html`<pre tabindex="0" aria-label="Code around line ${place.line}"><code>${lines.map(
-    ([number, text]) =>
-      html`<span class=${number === place.line ? "blamed" : ""}
-        >${String(number).padStart(5)} ${text}
-      </span>`,
-  )}</code></pre>`;
+  return html`<ol class="code" tabindex="0" aria-label="Code around line ${place.line} of ${place.file}">
+    ${lines.map(
+      ([number, text]) =>
+        html`<li class=${number === place.line ? "blamed" : ""}>
+          <span>${number}</span><code>${text}</code>
+        </li>`,
+    )}
+  </ol>`;
 }
