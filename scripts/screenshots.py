@@ -21,7 +21,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # the tests use the same browser and the same TensorBoard
 
-from browser import find_browser
+from browser import launched
 from tensorboards import tensorboard
 
 from gradcam_callback import read_run
@@ -31,11 +31,8 @@ SIZE = {"width": 1360, "height": 860}
 
 
 def main(runs: Path) -> None:
-    from playwright.sync_api import sync_playwright
-
     demo, broken = newest(runs / "demo"), newest(runs / "broken")
-    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
-        browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
+    with launched() as browser, tempfile.TemporaryDirectory() as folder:
         reports = {run: report(run, Path(folder) / f"{run.parent.name}.html") for run in (demo, broken)}
         with page(browser, f"{reports[demo]}#targets=label&position=3") as opened:
             save(opened, "viewer.png")
@@ -51,7 +48,6 @@ def main(runs: Path) -> None:
             frame = opened.frame_locator("iframe[src*='name=gradcam']")
             frame.get_by_role("slider", name="Look").wait_for(timeout=60_000)
             save(opened, "viewer-tab.png")
-        browser.close()
 
 
 def report(run: Path, path: Path) -> str:

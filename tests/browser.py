@@ -29,6 +29,17 @@ def is_available() -> bool:
     return find_browser() is not None
 
 
+@contextmanager
+def launched() -> Iterator[Any]:
+    """The browser, until the block ends."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
 @dataclass
 class Page:
     """A page, and what it has complained about."""

@@ -195,6 +195,13 @@ def _no_thread_left() -> Iterator[None]:
     assert "gradcam-writer" not in {thread.name for thread in threading.enumerate()}
 
 
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser, for tests that are marked `needs_browser`."""
+    with browser.launched() as started:
+        yield started
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 3 MiB."""

@@ -6,6 +6,8 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -23,7 +25,6 @@ class TensorBoard:
 
     url: str
     process: subprocess.Popen[str]
-    log: Path
 
     def get(self, path: str) -> tuple[int, bytes]:
         """Status and body of an answer."""
@@ -40,8 +41,6 @@ class TensorBoard:
         return [run["name"] for run in json.loads(body)["runs"]]
 
     def wait_for_runs(self, count: int = 1) -> list[str]:
-        import time
-
         end = time.monotonic() + DEADLINE
         while len(found := self.runs()) < count:
             assert time.monotonic() < end, f"only {found}"
@@ -54,19 +53,18 @@ def tensorboard(folder: Path, *options: str, **more: Any) -> Iterator[TensorBoar
     """Start TensorBoard on a folder; port and address are its own choice."""
     logdir = more.get("logdir", ["--logdir", str(folder)])
     command = [sys.executable, "-m", "tensorboard.main", *logdir, "--port", "0", "--reload_interval", "1", *options]
-    log = folder / "tensorboard.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, text=True, env=more.get("env"))
-    try:
-        yield TensorBoard(_address(process, log), process, log)
-    finally:
-        process.terminate()
-        process.wait()
+    with tempfile.TemporaryDirectory() as temporary:
+        log = Path(temporary) / "log"
+        with log.open("w") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=file, text=True)
+        try:
+            yield TensorBoard(_address(process, log), process)
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def _address(process: subprocess.Popen[str], log: Path) -> str:
-    import time
-
     end = time.monotonic() + DEADLINE
     while not (found := re.search(r"at (http://\S+) \(", log.read_text())):
         assert process.poll() is None, log.read_text()

@@ -85,5 +85,7 @@ def test_the_wheel_holds_the_page_where_it_is_looked_for(tmp_path: Path) -> None
     [wheel] = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert archive.read(f"gradcam_callback/{pages.PAGE}") == (ROOT / pages.PAGE).read_bytes()
+        web = {name.partition("/web/")[2] for name in archive.namelist() if "/viewer/web/" in name}
+        assert {"tab.js", "report.js", "viewer.css", "view/page.js", "vendor/lit-html/LICENSE"} <= web
         [metadata] = [name for name in archive.namelist() if name.endswith("/METADATA")]
         assert f"Project-URL: Homepage, {pages.REPOSITORY}" in archive.read(metadata).decode()

@@ -33,7 +33,7 @@ EPOCH_LINE = "Grad-CAM · epoch 3"
 
 
 # The type of a panel with an input and one target.
-TYPE = Typography.of_width(2 * 168 + 44)
+TYPE = Typography.of_width(2 * 168 + composition.GAP + 2 * composition.MARGIN)
 CAPTION, REMARK, VERDICT = TYPE.caption, TYPE.remark, TYPE.verdict
 LEFT, GAP = composition.MARGIN, composition.GAP
 
@@ -434,7 +434,7 @@ def test_words_break_after_a_mark_where_there_is_one():
     assert all(line.endswith("_") for line in lines[:-1])
 
 
-@pytest.mark.parametrize("width", [300, 492, 728, 900])
+@pytest.mark.parametrize("width", [300, 510, 748, 900])
 def test_captions_can_be_read_in_a_panel_that_is_shown_small(width):
     """TensorBoard shows it 350 pixels wide at first."""
     type_ = Typography.of_width(width)

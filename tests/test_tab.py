@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import browser_context, find_browser, needs_browser
+from browser import browser_context, needs_browser
 from recordings import MadeUpRun, write_run
 from tensorboards import tensorboard
 
@@ -18,20 +18,10 @@ pytestmark = needs_browser
 SLOW = "--load_fast=false"
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
 @contextmanager
-def tab(browser: Any, url: str, **options: Any) -> Iterator[Any]:
+def tab(chromium: Any, url: str, **options: Any) -> Iterator[Any]:
     """The frame of the tab; nothing may be asked of another origin."""
-    with browser_context(browser, **options) as watched:
+    with browser_context(chromium, **options) as watched:
         watched.page.goto(url)
         frame = watched.page.frame_locator("iframe[src*='name=gradcam']")
         frame.get_by_role("slider", name="Look").wait_for(timeout=60_000)
@@ -46,13 +36,13 @@ def wait_for_text(frame: Any, selector: str, text: str, timeout: float = 30_000)
 
 
 @pytest.mark.parametrize("options", [[], [SLOW]], ids=["fast loader", "slow loader"])
-def test_the_tab_shows_a_run_and_a_training_that_goes_on(browser: Any, tmp_path: Path, options: list[str]) -> None:
+def test_the_tab_shows_a_run_and_a_training_that_goes_on(chromium: Any, tmp_path: Path, options: list[str]) -> None:
     """New looks appear without a change of what is looked at."""
     records = list(MadeUpRun(looks=12).records())
     write_run(tmp_path / "run", records[:9])
     with (
         tensorboard(tmp_path, "--path_prefix", "/some/where", *options) as board,
-        tab(browser, f"{board.url}#gradcam") as frame,
+        tab(chromium, f"{board.url}#gradcam") as frame,
     ):
         wait_for_text(frame, ".where", "epoch 7 · step 80")
         frame.get_by_role("slider", name="Look").press("ArrowLeft")
@@ -66,38 +56,38 @@ def test_the_tab_shows_a_run_and_a_training_that_goes_on(browser: Any, tmp_path:
         wait_for_text(frame, ".where", "epoch 11 · step 120", timeout=60_000)
 
 
-def test_the_address_dark_mode_and_two_runs(browser: Any, tmp_path: Path) -> None:
+def test_the_address_dark_mode_and_two_runs(chromium: Any, tmp_path: Path) -> None:
     write_run(tmp_path / "a", MadeUpRun())
     write_run(tmp_path / "b", MadeUpRun(looks=6, session=(2.0, "b")))
     with tensorboard(tmp_path) as board:
         board.wait_for_runs(2)
-        with tab(browser, f"{board.url}?darkMode=true#gradcam") as frame:
+        with tab(chromium, f"{board.url}?darkMode=true#gradcam") as frame:
             frame.get_by_label("Add a run").select_option("a")
             frame.locator(".chip").nth(1).wait_for()
             frame.get_by_role("slider", name="Look").press("Home")
             wait_for_text(frame, ".where", "epoch 0 · step 10")
             assert frame.locator("body").evaluate("body => getComputedStyle(body).backgroundColor") == "rgb(21, 24, 28)"
             link = frame.locator("body").evaluate("() => parent.location.href")
-        with tab(browser, link) as frame:
+        with tab(chromium, link) as frame:
             wait_for_text(frame, ".where", "epoch 0 · step 10")
             assert frame.locator(".chip").count() == 2
 
 
-def test_a_run_that_is_damaged_does_not_hide_the_others(browser: Any, tmp_path: Path) -> None:
+def test_a_run_that_is_damaged_does_not_hide_the_others(chromium: Any, tmp_path: Path) -> None:
     write_run(tmp_path / "good", MadeUpRun())
     path = write_run(tmp_path / "torn", MadeUpRun(session=(2.0, "b")))
     path.write_bytes(path.read_bytes()[:-100])
     with tensorboard(tmp_path) as board:
         board.wait_for_runs(2)
-        with tab(browser, f"{board.url}#gradcam") as frame:
+        with tab(chromium, f"{board.url}#gradcam") as frame:
             wait_for_text(frame, ".chip", "torn")
             wait_for_text(frame, ".where", "epoch 10 · step 110")
             frame.get_by_label("Add a run").select_option("good")
             wait_for_text(frame, ".where", "epoch 10 · step 110")
 
 
-def test_without_a_recording_it_says_how_to_get_one(browser: Any, tmp_path: Path) -> None:
-    with tensorboard(tmp_path) as board, browser_context(browser) as watched:
+def test_without_a_recording_it_says_how_to_get_one(chromium: Any, tmp_path: Path) -> None:
+    with tensorboard(tmp_path) as board, browser_context(chromium) as watched:
         watched.page.goto(f"{board.url}data/plugin_entry.html?name=gradcam")
         watched.page.get_by_text("No run has a recording yet").wait_for()
         assert "GradCAMCallback()" in watched.page.locator("main").inner_text()

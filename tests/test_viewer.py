@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from browser import Page, browser_context, canvas_pixels, download, find_browser, needs_browser
+from browser import Page, browser_context, canvas_pixels, download, needs_browser
 from matplotlib import colormaps
 from PIL import Image
 from recordings import MadeUpRun, alert, write_run
 
 from gradcam_callback.recording.reading import read_runs
+from gradcam_callback.recording.records import ProbeImage
 from gradcam_callback.report import write_report
 from gradcam_callback.viewer.report import Run, build_report
 
@@ -31,16 +33,6 @@ Open = Callable[..., AbstractContextManager[Any]]
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-@pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs; the second one is shorter, and of other images."""
     folder = tmp_path_factory.mktemp("runs")
@@ -50,12 +42,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def open_report(browser: Any, report: Path) -> Open:
+def open_report(chromium: Any, report: Path) -> Open:
     """Opens a report from disk; whatever it asks the network for fails."""
 
     @contextmanager
     def opened(address: str = "", path: Path = report, **options: Any) -> Iterator[Any]:
-        with browser_context(browser, offline=True, **options) as watched:
+        with browser_context(chromium, offline=True, **options) as watched:
             watched.page.goto(f"{path.as_uri()}#{address}")
             watched.page.get_by_role("slider", name="Look").wait_for()
             yield watched.page
@@ -248,6 +240,63 @@ def test_fit_and_the_large_view(open_report: Open) -> None:
         dialog.wait_for(state="detached")
 
 
+def test_layers_targets_and_stages_are_chosen(open_report: Open, tmp_path: Path) -> None:
+    fit = MadeUpRun(layers=("net.stem", "net.stage"))
+    validation = replace(RUN, stage="validate", looks=1, alerts={}, session=(9.0, "v"))
+    write_run(tmp_path / "run", [*fit.records(), *validation.records()])
+    with open_report(path=write_report([str(tmp_path / "run")], str(tmp_path / "report.html"))) as page:
+        layers = page.get_by_role("combobox", name="Layer")
+        assert layers.input_value() == "net.stage"  # the deepest
+        layers.select_option("net.stem")
+        page.wait_for_function("location.hash.includes('layer=net.stem')")
+        assert page.locator(".tile").count() == 2 * RUN.probes
+        page.get_by_role("checkbox", name="label").uncheck()
+        page.wait_for_function(f"document.querySelectorAll('.tile').length === {RUN.probes}")
+        page.get_by_role("combobox", name="Stage").select_option("validate")
+        page.wait_for_function("document.querySelector('.slider input').max === '0'")
+
+
+def test_a_volume_is_looked_through(open_report: Open, tmp_path: Path) -> None:
+    """The map and the image are bright in the first half of the depth alone."""
+    records = list(MadeUpRun(looks=2, probes=1, targets=("predicted",)).records())
+    image = np.concatenate([np.full((32, 32, 3), level, np.uint8) for level in (200, 200, 20, 20)])
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png")
+    pictures = replace(records[0], images=(ProbeImage(buffer.getvalue(), 32, 32, slices=4),))  # type: ignore[type-var]
+    levels = np.zeros((1, 1, 4, 3, 3), np.uint8)
+    levels[:, :, :2] = 255
+    looks = [replace(look, layers=(replace(look.layers[0], levels=levels),)) for look in records[1:]]  # type: ignore
+    write_run(tmp_path / "run", [pictures, *looks])
+    path = write_report([str(tmp_path / "run")], str(tmp_path / "report.html"))
+    for depth, expected in ((0.1, 255), (0.9, 0)):
+        with open_report(f"view=map&colormap=gray&slice={depth}", path=path) as page:
+            assert (gray(page) == expected).all()
+    with open_report("view=input", path=path) as page:
+        page.get_by_text("View options").click()
+        for percent, expected in ((10, 200), (90, 20)):
+            page.get_by_label("Depth").fill(str(percent))
+            page.wait_for_function(f"location.hash.includes('slice={percent / 100}')")
+            page.wait_for_timeout(100)
+            assert gray(page)[5, 5] == expected
+
+
+def test_every_view_option_has_a_control(open_report: Open) -> None:
+    with open_report() as page:
+        page.get_by_text("View options").click()
+        for group, choices in {
+            "scale": {"A probe's epochs": "probe", "Everything": "all", "Each map": ""},
+            "isSmooth": {"Cells": "false", "Smooth": ""},
+            "size": {"Small": "small", "Large": "large", "1:1": "pixels", "Fit": "fit", "Medium": ""},
+            "align": {"Step": "step", "Epoch": ""},
+        }.items():
+            for text, value in choices.items():
+                page.get_by_role("radio", name=text, exact=True).check()
+                expected = (
+                    f"location.hash.includes('{group}={value}')" if value else f"!location.hash.includes('{group}=')"
+                )
+                page.wait_for_function(expected)
+
+
 # Comparing
 
 
@@ -304,7 +353,7 @@ def test_sorting(open_report: Open) -> None:
             assert sorted(names(page)) == ["#0", "#1", "#2", "#3", "#4", "#5"]
 
 
-def test_wrong_predictions_first(browser: Any, open_report: Open, tmp_path: Path) -> None:
+def test_wrong_predictions_first(chromium: Any, open_report: Open, tmp_path: Path) -> None:
     records = list(RUN.records())
     last = records[-1]
     predictions = np.array(RUN.labels, np.int32)
@@ -381,7 +430,7 @@ def test_an_alert_is_explained(open_report: Open) -> None:
         assert "no gradient: detached" in tile(page, "#1").inner_text()
         assert "no gradient" not in tile(page, "#0").inner_text()
         table.get_by_role("button", name=re.compile("^Details")).click()
-        assert "Take detach() out of the way." in table.inner_text()
+        page.get_by_text("Take detach() out of the way.").wait_for()
         assert "maps = maps.detach()" in table.locator(".blamed code").inner_text()
         link = table.get_by_role("link")
         assert link.get_attribute("href") == "https://example.org/why#detached"
@@ -397,6 +446,7 @@ def test_texts_are_no_markup(open_report: Open, tmp_path: Path) -> None:
     path = write_report([str(tmp_path / "run")], str(tmp_path / "report.html"))
     with open_report(path=path) as page:
         page.get_by_role("button", name=re.compile("^Details")).click()
+        page.locator(".alert-details").wait_for()
         assert page.title() != "owned"
         assert page.locator("img[src='x']").count() == 0
         assert evil in page.get_by_role("table").inner_text()

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from benchmarking.report import Goal, say, table
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))  # the tests make the same runs up, in the same browser
 
-from browser import browser_context, find_browser
+from browser import browser_context, launched
 from recordings import MadeUpRun, write_run
 from tensorboards import TensorBoard, tensorboard
 
@@ -132,7 +131,7 @@ def _report(run: MadeUpRun) -> Iterator[Figure]:
         path = Path(folder) / "report.html"
         path.write_text(page, encoding="utf-8")
         yield Figure("the report, without images", where, len(bare) / 1e6, "MB", 3.0)
-        with _browser() as browser, browser_context(browser, offline=True) as watched:
+        with launched() as browser, browser_context(browser, offline=True) as watched:
             started = time.perf_counter()
             watched.page.goto(path.as_uri())
             _wait_for_first_tile(watched.page)
@@ -146,7 +145,7 @@ def _tab(run: MadeUpRun, where: str, option: str, *, has_goals: bool) -> Iterato
         with tensorboard(Path(folder), option) as board:
             lost = 2 * run.looks - sum(_looks_of(board, name, run.looks) for name in board.wait_for_runs(2))
             yield Figure("looks that are lost", where, lost, "", 0.0)
-            with _browser() as browser, browser_context(browser) as watched:
+            with launched() as browser, browser_context(browser) as watched:
                 for figure in _in_browser(watched.page, board, where):
                     yield figure if has_goals else replace(figure, limit=None)
                 server = sum(_resident(pid) for pid in (board.process.pid, *_children(board.process.pid)))
@@ -208,16 +207,6 @@ def _looks_of(board: TensorBoard, name: str, expected: int) -> int:
             break
         time.sleep(0.1)
     return found
-
-
-@contextmanager
-def _browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def _processes(mark: str) -> list[int]:

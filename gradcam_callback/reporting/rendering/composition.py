@@ -17,8 +17,8 @@ from gradcam_callback.reporting.rendering.typesetting import SOFT_INK, Text, Typ
 
 Pixels = NDArray[np.uint8]
 
-MARGIN = 16  # around the whole panel
-GAP = 12  # between the tiles of a row
+MARGIN = 24  # around the whole panel
+GAP = 14  # between the tiles of a row
 NARROWEST_CELL = 144  # a thinner tile stands in a cell of this width, so that its caption has room
 
 JPEG_QUALITY = 80
