@@ -200,11 +200,12 @@ def test_alerts_are_quoted_with_their_code(run: MakeRun, tmp_path: Any) -> None:
     fit = run(GradCAMCallback("model.stage", probes=4), detached(), max_epochs=1).fit()
     [told] = read_run(fit.folder).alerts
     assert (told["status"], told["cause"], told["layer"]) == ("raised", "detached", "model.stage")
+    assert told["look"] == 0
     numbers = [number for number, _ in told["location"]["around"]]
     assert numbers == list(range(told["location"]["line"] - 2, told["location"]["line"] + 3))
     assert told["location"]["code"] in told["location"]["around"][2][1]
     assert told["url"].endswith("#detached")
-    written = {key: value for key, value in told.items() if key not in ("url", "wall_time")}
+    written = {key: value for key, value in told.items() if key not in ("url", "wall_time", "look")}
     written["location"] = {key: value for key, value in told["location"].items() if key != "around"}
     assert [written] == json.loads(json.dumps(fit.alerts_file))
 

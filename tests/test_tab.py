@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from browser import browser_context, needs_browser
-from recordings import MadeUpRun, write_run
+from recordings import MadeUpRun, alert, write_run
 from tensorboards import tensorboard
+
+from gradcam_callback.recording.records import AlertRecords
 
 pytestmark = needs_browser
 
@@ -62,7 +64,7 @@ def test_the_address_dark_mode_and_two_runs(chromium: Any, tmp_path: Path) -> No
     with tensorboard(tmp_path) as board:
         board.wait_for_runs(2)
         with tab(chromium, f"{board.url}?darkMode=true#gradcam") as frame:
-            frame.get_by_label("Add a run").select_option("a")
+            frame.get_by_label("Add a run").select_option("b")
             frame.locator(".chip").nth(1).wait_for()
             frame.get_by_role("slider", name="Look").press("Home")
             wait_for_text(frame, ".where", "epoch 0 · step 10")
@@ -80,10 +82,10 @@ def test_a_run_that_is_damaged_does_not_hide_the_others(chromium: Any, tmp_path:
     with tensorboard(tmp_path) as board:
         board.wait_for_runs(2)
         with tab(chromium, f"{board.url}#gradcam") as frame:
+            wait_for_text(frame, ".where", "epoch 11 · step 120")  # the newest one
+            frame.get_by_label("Add a run").select_option("torn")
             wait_for_text(frame, ".chip", "torn")
-            wait_for_text(frame, ".where", "epoch 10 · step 110")
-            frame.get_by_label("Add a run").select_option("good")
-            wait_for_text(frame, ".where", "epoch 10 · step 110")
+            wait_for_text(frame, ".tile .stale", "epoch 10, stale")
 
 
 def test_without_a_recording_it_says_how_to_get_one(chromium: Any, tmp_path: Path) -> None:
@@ -91,3 +93,12 @@ def test_without_a_recording_it_says_how_to_get_one(chromium: Any, tmp_path: Pat
         watched.page.goto(f"{board.url}data/plugin_entry.html?name=gradcam")
         watched.page.get_by_text("No run has a recording yet").wait_for()
         assert "GradCAMCallback()" in watched.page.locator("main").inner_text()
+
+
+def test_a_run_in_which_nothing_could_be_explained_says_why(chromium: Any, tmp_path: Path) -> None:
+    origin = MadeUpRun().origin(0, 0)
+    write_run(tmp_path / "run", [AlertRecords(origin, (alert("raised", 0, message="No image was found."),))])
+    with tensorboard(tmp_path) as board, browser_context(chromium) as watched:
+        board.wait_for_runs()
+        watched.page.goto(f"{board.url}data/plugin_entry.html?name=gradcam")
+        watched.page.get_by_role("alert").filter(has_text="run: No image was found.").wait_for()

@@ -28,15 +28,13 @@ from gradcam_callback.engine.spaces import with_axes
 from gradcam_callback.engine.targets import Target, TargetInput, as_target
 from gradcam_callback.engine.transfer import copy_to_host
 from gradcam_callback.errors import ForwardFailedError
+from gradcam_callback.execution.causes import CauseFinder, with_causes
 from gradcam_callback.execution.processes import ProcessGroup
 from gradcam_callback.execution.slices import SliceRunner
-from gradcam_callback.results import CAMResult, Diagnosis, GradientState, LayerHealth, name_share
+from gradcam_callback.results import CAMResult, Diagnosis, name_share
 
 Render = Callable[[DeviceResults], Sequence[Tensor]]
 """Makes what is to be drawn, on the device, of results that are not judged yet."""
-
-# The state of every probe at a layer, for every target: as long as it stays, the cause stays.
-_Health = tuple[tuple[GradientState, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class ProbePass:
     _axes: int = 0
     _stacks: bool | None = None
     _output: OutputSurvey | None = None
-    _known: dict[str, tuple[_Health, Diagnosis]] = field(default_factory=dict)
+    _causes: CauseFinder = field(default_factory=CauseFinder)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -183,7 +181,11 @@ class ProbePass:
         results = self._explain(model, inputs, request).within(output.extent)
         self._layouts = results.layouts  # found once
         shown = _to_host([results], results, None if self._gathers else render)
-        causes = self._find_causes(model, inputs, request, judge(results, shown.verdicts[0]))
+        causes = self._causes.find(
+            judge(results, shown.verdicts[0]),
+            partial(self._diagnose, model, inputs, request),
+            partial(self._cross, model, inputs, request),
+        )
         verdicts, crossings = shown.verdicts[0], causes.crossings
         if self._gathers:  # after all collective calls, because it may fail in one process alone
             results = results.to(inputs.images.device)
@@ -197,7 +199,7 @@ class ProbePass:
             for (layer, across), packed in zip(crossings.items(), shown.verdicts if crossings else (), strict=True)
         }
         return ProbePassResult(
-            results=_with_causes(judge(results, verdicts), causes.diagnoses, crossed),
+            results=with_causes(judge(results, verdicts), causes.diagnoses, crossed),
             rendered=shown.rendered,
             render_failure=shown.render_failure,
             diagnoses=causes.diagnoses,
@@ -270,35 +272,29 @@ class ProbePass:
 
     # Causes
 
-    def _find_causes(
-        self, model: nn.Module, inputs: ModelInputs, request: CAMRequest, judged: Sequence[CAMResult]
-    ) -> _Causes:
-        """Why there is no gradient, and maps across the cuts: one more pass a layer, whatever the number of targets."""
-        diagnoses: dict[str, Diagnosis] = {}
-        crossings: dict[str, DeviceResults] = {}
-        known, self._known = self._known, {}
-        try:
-            for layer in judged[0].health:
-                null = next((i for i, result in enumerate(judged) if result.health[layer].null_probes), None)
-                if null is None:
-                    continue
-                states = tuple(result.health[layer].state for result in judged)
-                before, reason = known.get(layer, (None, None))
-                if reason is None or before != states:
-                    nulls = judged[null].health[layer].null_probes
-                    job = partial(self._diagnose, model, inputs, layer, request.targets[null], nulls)
-                    reason = self.processes.run_consistently(job)
-                self._known[layer], diagnoses[layer] = (states, reason), reason
-                if self.bridge and reason.bridges:
-                    crossings[layer] = self._explain(model, inputs, request.at(layer), reason.bridges)
-        except Exception as error:  # the maps are right without a cause
-            return _Causes(diagnoses, crossings, error)
-        return _Causes(diagnoses, crossings)
+    def _cross(
+        self, model: nn.Module, inputs: ModelInputs, request: CAMRequest, layer: str, bridges: frozenset[int]
+    ) -> DeviceResults | None:
+        """The maps across the cuts at a layer; None where that was not asked for."""
+        return self._explain(model, inputs, request.at(layer), bridges) if self.bridge else None
 
     def _diagnose(
+        self,
+        model: nn.Module,
+        inputs: ModelInputs,
+        request: CAMRequest,
+        layer: str,
+        target: int,
+        nulls: tuple[int, ...],
+    ) -> Diagnosis:
+        """Why these probes have no gradient; found out by one process for all."""
+        job = partial(self._diagnose_here, model, inputs, layer, request.targets[target], nulls)
+        return self.processes.run_consistently(job)
+
+    def _diagnose_here(
         self, model: nn.Module, inputs: ModelInputs, layer: str, target: Target, nulls: tuple[int, ...]
     ) -> Diagnosis:
-        """Why these probes have no gradient; where memory is short, found out at as many as fit."""
+        """The same in this process; where memory is short, found out at as many probes as fit."""
         size = self._slices.size or len(inputs)
         ask = partial(
             diagnosis.diagnose,
@@ -312,15 +308,6 @@ class ProbePass:
         seen = ask(model, inputs[part], layer, target=target.part(part))
         looked_at = f"Memory is short, so this was found out at {name_share(range(len(inputs))[part], len(inputs))}."
         return replace(seen, probes=nulls, message=f"{seen.message} {looked_at}")
-
-
-@dataclass(frozen=True)
-class _Causes:
-    """Layer to the reason for its missing gradients, and to the results across the cut; and what failed in between."""
-
-    diagnoses: Mapping[str, Diagnosis]
-    crossings: Mapping[str, DeviceResults]
-    failure: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -341,27 +328,3 @@ def _to_host(judged: Sequence[DeviceResults], shown: DeviceResults, render: Rend
         failure = error
     arrived = copy_to_host([*(results.verdicts for results in judged), *rendered])
     return _OnHost(arrived[: len(judged)], tuple(arrived[len(judged) :]), failure)
-
-
-def _with_causes(
-    results: Sequence[CAMResult], diagnoses: Mapping[str, Diagnosis], crossed: Mapping[str, Sequence[CAMResult]]
-) -> list[CAMResult]:
-    """The results with causes, and with what was drawn across a cut, in the health of layers without a gradient."""
-    complete = []
-    for position, result in enumerate(results):
-        health = dict(result.health)
-        for layer, reason in diagnoses.items():
-            if health[layer].null_probes:
-                health[layer] = replace(health[layer], cause=reason.cause, detail=reason.message)
-                if layer in crossed:
-                    health[layer] = _crossed(health[layer], crossed[layer][position].health[layer])
-        complete.append(replace(result, health=health))
-    return complete
-
-
-def _crossed(verdict: LayerHealth, across: LayerHealth) -> LayerHealth:
-    bridged = tuple(
-        state is not GradientState.OK and other is GradientState.OK
-        for state, other in zip(verdict.state, across.state, strict=True)
-    )
-    return replace(verdict, bridged=bridged, call=across.call)

@@ -23,7 +23,7 @@ class _Series:
 
     looks: list[Look] = field(default_factory=list)
     pictures: dict[str, ProbePictures] = field(default_factory=dict)
-    alerts: list[tuple[Record, Mapping[str, Any]]] = field(default_factory=list)
+    alerts: list[Mapping[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -57,7 +57,8 @@ def _sort_out(records: Sequence[Record]) -> _Series:
         if isinstance(record, ProbePictures):
             series.pictures.setdefault(record.fingerprint, record)
             continue
-        series.alerts += ((record, alert) for alert in record.alerts)
+        told = {"look": len(series.looks), "wall_time": record.origin.wall_time}
+        series.alerts += ({**alert, **told} for alert in record.alerts)
         if isinstance(record, Look):
             series.looks.append(record)
     return series
@@ -116,7 +117,7 @@ def _recording(name: str, stage: str, callback: int, series: _Series, notes: Seq
         **_by_probe(looks, axes),
         pictures=tuple(pictures),
         probe_set_of=np.array([known.get(look.probe_set, -1) for look in looks], np.int64),
-        alerts=tuple({**alert, "wall_time": record.origin.wall_time} for record, alert in series.alerts),
+        alerts=tuple(series.alerts),
         notes=tuple(dict.fromkeys(notes)),
     )
 

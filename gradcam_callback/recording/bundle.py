@@ -84,7 +84,7 @@ def _series(recording: Recording, blocks: _Blocks) -> dict[str, Any]:
         "wallTimes": recording.wall_times.tolist(),
         "probeSetOf": recording.probe_set_of.tolist(),
         "probeSets": [_probe_set(record, blocks) for record in recording.pictures],
-        "alerts": [_alert(alert, recording.steps) for alert in recording.alerts],
+        "alerts": [_alert(alert, len(recording)) for alert in recording.alerts],
         "arrays": arrays,
     }
 
@@ -134,16 +134,15 @@ def _probe_set(record: ProbePictures, blocks: _Blocks) -> dict[str, Any]:
     return {**told, "labelTexts": record.label_texts, "images": images}
 
 
-def _alert(alert: Mapping[str, Any], steps: Array) -> dict[str, Any]:
-    """An alert's record in the viewer's words, and the look at or after it."""
+def _alert(alert: Mapping[str, Any], looks: int) -> dict[str, Any]:
+    """An alert's record in the viewer's words."""
     told = {name: alert.get(name) for name in ("status", "subject", "layer", "cause", "epoch", "step")}
-    look = int(np.searchsorted(steps, alert.get("step", 0))) if isinstance(alert.get("step", 0), int) else len(steps)
     texts = {name: str(alert.get(name, "")) for name in ("message", "remedy", "url")}
     return {
         **told,
         **texts,
         "wallTime": alert.get("wall_time"),
-        "look": look if look < len(steps) else None,
+        "look": alert["look"] if alert["look"] < looks else None,
         "probes": alert.get("probes", []),
         "concernsAll": bool(alert.get("concerns_all", False)),
         "targets": alert.get("targets", []),

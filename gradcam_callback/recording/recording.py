@@ -119,7 +119,8 @@ class Recording:
         boxes: `(E, T, N, 4)` float32, the box explained; None where no look has one.
         pictures: The probes of the run as they were written; more than one record only where they changed.
         probe_set_of: `(E,)` int64, a position in `probe_sets`; -1 where their record could not be read.
-        alerts: The records of alerts, in the order of time, as in `alerts.jsonl`.
+        alerts: The records of alerts, in the order of time, as in `alerts.jsonl`; `look` is the position of the look at
+            or after each, and the number of looks where none came after it.
         notes: What could not be read, or was left out, one sentence each.
         others: The run's other recordings by name: of further callbacks, and of other stages.
     """

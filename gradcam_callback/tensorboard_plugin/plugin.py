@@ -95,9 +95,9 @@ class GradCAMPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard 
 
     @_answered
     def _serve_runs(self, request: wrappers.Request) -> wrappers.Response:
-        """The runs with a recording, and a version of each that changes when there are new looks."""
-        versions = self._versions(request)
-        runs = [{"name": run, "version": versions[run]} for run in sorted(versions)]
+        """The runs with a recording: a version of each that changes with it, and when it was last written to."""
+        series = self._list(request)
+        runs = [{"name": run, "version": _version(series[run]), "time": _time(series[run])} for run in sorted(series)]
         return _respond(request, {"runs": runs, "notes": []}, "application/json")
 
     @_answered
@@ -106,10 +106,10 @@ class GradCAMPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard 
         run = request.args.get("run")
         if run is None:
             raise errors.InvalidArgumentError("Say which run with `run`.")
-        version = self._versions(request, run).get(run)
-        if version is None:
+        series = self._list(request, run)
+        if run not in series:
             raise errors.NotFoundError(f"There is no recording of the run {run!r}.")
-        key = run, version
+        key = run, _version(series[run])
         if key not in self._bundles:
             content = self._make_bundle(request, run)
             for old in [known for known in self._bundles if known[0] == run]:
@@ -120,10 +120,10 @@ class GradCAMPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard 
         self._bundles.move_to_end(key)
         return _respond(request, self._bundles[key], "application/octet-stream")
 
-    def _versions(self, request: wrappers.Request, run: str | None = None) -> dict[str, str]:
-        """Each run's version, a text that changes with its recording."""
-        series = self._provider.list_tensors(**self._query(request, run))
-        return {name: _version(tags) for name, tags in series.items()}
+    def _list(self, request: wrappers.Request, run: str | None = None) -> Mapping[str, Mapping[str, Any]]:
+        """What is known of the records of each run, by tag."""
+        series: Mapping[str, Mapping[str, Any]] = self._provider.list_tensors(**self._query(request, run))
+        return series
 
     def _make_bundle(self, request: wrappers.Request, run: str) -> bytes:
         from gradcam_callback.recording.assembly import assemble, together
@@ -148,6 +148,11 @@ class GradCAMPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard 
             "plugin_name": PLUGIN,
             "run_tag_filter": None if run is None else RunTagFilter(runs=[run]),
         }
+
+
+def _time(tags: Mapping[str, Any]) -> float:
+    """When the last record was written, in seconds since 1970."""
+    return max(float(series.max_wall_time) for series in tags.values())
 
 
 def _version(tags: Mapping[str, Any]) -> str:

@@ -63,7 +63,7 @@ def build_report(runs: Sequence[Run]) -> str:
     Args:
         runs: At least one.
     """
-    index = {"runs": [{"name": run.name, "version": "1"} for run in runs], "notes": []}
+    index = {"runs": [{"name": run.name, "version": "1", "time": 0} for run in runs], "notes": []}
     bundles = (
         f'<script type="application/octet-stream" data-run="{number}">{_compressed(run.bundle)}</script>'
         for number, run in enumerate(runs)

@@ -2,6 +2,7 @@
 
 /** @import {DataSource, Run, RunInfo, Series, State} from "./types.js" */
 /** @import {Scene} from "./rows.js" */
+/** @import {Timeline} from "./timeline.js" */
 import { decodeBundle } from "./bundle.js";
 import { layerOf, seriesOf } from "./looks.js";
 import { Painter } from "./painter.js";
@@ -46,6 +47,8 @@ export class App {
     this.openAlerts = new Set();
     /** @type {Scene | null} */
     this.scene = null;
+    /** @type {{align: string, series: Series[], timeline: Timeline | null}} */
+    this.timelines = { align: "", series: [], timeline: null };
     this.painter = new Painter(root, () => this.requestRender());
     this.isRequested = false;
     this.isStarted = false;
@@ -77,14 +80,21 @@ export class App {
   async loadShown() {
     const known = this.infos.map((info) => info.name);
     const shown = this.state.runs.filter((name) => known.includes(name)).slice(0, MOST_RUNS);
-    // A report was made of the runs that are to be compared; TensorBoard may watch many.
-    if (!shown.length) shown.push(...(this.source.isLive ? known.slice(-1) : known.slice(0, MOST_RUNS)));
+    if (!shown.length) shown.push(...this.proposal());
     this.state.runs = shown;
     const changed = this.infos.filter(
       ({ name, version }) => shown.includes(name) && this.loaded.get(name)?.version !== version,
     );
     await Promise.all(changed.map((info) => this.load(info)));
     if (changed.length || !known.length) this.update();
+  }
+
+  /** The runs that are shown first: those of a report; of the many that TensorBoard may watch, the newest. */
+  proposal() {
+    const { infos } = this;
+    if (!this.source.isLive) return infos.slice(0, MOST_RUNS).map((info) => info.name);
+    const newest = infos.reduce((best, info) => (info.time > best.time ? info : best), infos[0]);
+    return newest ? [newest.name] : [];
   }
 
   /** @param {RunInfo} info */
@@ -112,12 +122,23 @@ export class App {
     else {
       if (!series.some((one) => layerOf(one, state))) state.layer = lastLayer(series);
       const names = runs.map((run) => run.name);
-      const timeline = makeTimeline(series, state.align);
+      const timeline = this.timelineOf(series);
       const last = timeline.positions[timeline.positions.length - 1];
       if (!state.position || state.isFollowing) state.position = last;
       this.scene = makeScene(names, series, timeline, state);
     }
     this.requestRender();
+  }
+
+  /** The same as before, as long as its looks are: charts and strips keep what they know of it. @param {Series[]} series */
+  timelineOf(series) {
+    const { align } = this.state;
+    const before = this.timelines;
+    const isSame = before.align === align && before.series.length === series.length;
+    if (!isSame || !before.timeline || before.series.some((one, i) => one !== series[i])) {
+      this.timelines = { align, series, timeline: makeTimeline(series, align) };
+    }
+    return /** @type {Timeline} */ (this.timelines.timeline);
   }
 
   /** @param {Partial<State>} changes */

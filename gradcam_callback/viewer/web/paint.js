@@ -101,7 +101,35 @@ function drawImage(context, tile, state, whenReady) {
   context.drawImage(bitmap, 0, slice * rows, bitmap.width, rows, 0, 0, width, height);
 }
 
-const scratch = document.createElement("canvas");
+/**
+ * A canvas to colour maps in, with its pixels; one for each size of maps, so that a step of the slider takes no memory.
+ * @typedef {object} Scratch
+ * @property {HTMLCanvasElement} canvas
+ * @property {CanvasRenderingContext2D} context
+ * @property {ImageData} data
+ * @property {Uint32Array} pixels
+ */
+
+/** @type {Map<string, Scratch>} */
+const scratches = new Map();
+const MOST_SCRATCHES = 8;
+
+/** @param {number} width @param {number} height @returns {Scratch} */
+function scratchOf(width, height) {
+  const key = `${width} ${height}`;
+  const known = scratches.get(key);
+  if (known) return known;
+  if (scratches.size >= MOST_SCRATCHES) scratches.clear();
+  const canvas = document.createElement("canvas");
+  canvas.width = width;
+  canvas.height = height;
+  const options = { willReadFrequently: true };
+  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d", options));
+  const data = context.createImageData(width, height);
+  const made = { canvas, context, data, pixels: new Uint32Array(data.data.buffer) };
+  scratches.set(key, made);
+  return made;
+}
 
 /**
  * A canvas with the colours of a map: of its cells, or of its pixels.
@@ -110,23 +138,19 @@ const scratch = document.createElement("canvas");
  */
 function colour(plane, peak, state, isDifference, width, height) {
   const reduction = Math.min(1, FINEST / Math.max(width, height));
-  scratch.width = state.isSmooth ? Math.max(1, Math.round(width * reduction)) : plane.w;
-  scratch.height = state.isSmooth ? Math.max(1, Math.round(height * reduction)) : plane.h;
-  const context = /** @type {CanvasRenderingContext2D} */ (
-    scratch.getContext("2d", { willReadFrequently: true })
-  );
-  const data = context.createImageData(scratch.width, scratch.height);
-  const pixels = new Uint32Array(data.data.buffer);
+  const columns = state.isSmooth ? Math.max(1, Math.round(width * reduction)) : plane.w;
+  const rows = state.isSmooth ? Math.max(1, Math.round(height * reduction)) : plane.h;
+  const { canvas, context, data, pixels } = scratchOf(columns, rows);
   const table = tableOf(isDifference ? DIVERGING : state.colormap);
   const [factor, middle] = isDifference ? [127.5 / (peak || 1), 127.5] : [255 / (peak || 1), 0];
   const put = (/** @type {number} */ value, /** @type {number} */ pixel) => {
     const level = Math.round(value * factor + middle);
     pixels[pixel] = table[level < 0 ? 0 : level > 255 ? 255 : level];
   };
-  if (state.isSmooth) sample(plane, scratch.width, scratch.height, put);
+  if (state.isSmooth) sample(plane, columns, rows, put);
   else for (let i = 0; i < plane.values.length; i++) put(plane.values[i], i);
   context.putImageData(data, 0, 0);
-  return scratch;
+  return canvas;
 }
 
 /** @param {CanvasRenderingContext2D} context @param {HTMLCanvasElement} map @param {Plane} plane @param {boolean} isSmooth */

@@ -82,8 +82,32 @@ export function sample(plane, width, height, put) {
   }
 }
 
-/** @param {number} from @param {number} to @param {number} pixels @param {number} cells */
+/**
+ * Between which cells each pixel lies.
+ * @typedef {object} Weights
+ * @property {Int32Array} first
+ * @property {Int32Array} second
+ * @property {Float32Array} share of the second one
+ */
+
+/** @type {Map<string, Weights>} */
+const knownWeights = new Map();
+const MOST_WEIGHTS = 64; // a page has a few sizes of tiles; padded images have many
+
+/** @param {number} from @param {number} to @param {number} pixels @param {number} cells @returns {Weights} */
 function weights(from, to, pixels, cells) {
+  const key = `${from} ${to} ${pixels} ${cells}`;
+  let found = knownWeights.get(key);
+  if (!found) {
+    if (knownWeights.size >= MOST_WEIGHTS) knownWeights.clear();
+    found = computeWeights(from, to, pixels, cells);
+    knownWeights.set(key, found);
+  }
+  return found;
+}
+
+/** @param {number} from @param {number} to @param {number} pixels @param {number} cells @returns {Weights} */
+function computeWeights(from, to, pixels, cells) {
   const first = new Int32Array(pixels);
   const second = new Int32Array(pixels);
   const share = new Float32Array(pixels);

@@ -38,6 +38,8 @@ const address = {
   },
   write(/** @type {string} */ text) {
     const { history, location } = outer();
+    // While another tab is open, the address is that tab's.
+    if (location.hash && !location.hash.startsWith("#gradcam") && !location.hash.startsWith("#&")) return;
     const others = location.hash.split("&").filter((part) => !part.startsWith(`${HASH_KEY}=`));
     if (text) others.push(`${HASH_KEY}=${encodeURIComponent(text)}`);
     const hash = others.join("&") || "#gradcam";
@@ -67,6 +69,7 @@ export async function render() {
   root.className = "gradcam";
   document.body.append(root);
   followTheme();
+  window.focus(); // or the keys would go to TensorBoard's own page
   const app = new App(root, source, address);
   listenToKeys(app);
   await app.start();

@@ -81,6 +81,7 @@
  * @typedef {object} RunInfo
  * @property {string} name
  * @property {string} version
+ * @property {number} time of its last record, in seconds since 1970
  *
  * @typedef {object} DataSource
  * @property {boolean} isLive

@@ -17,6 +17,28 @@ const WHOLE = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4,
 
 /** @param {App} app @param {Scene} scene @param {Row} row */
 export function charts(app, scene, row) {
+  const [labels, predictions, norms, drifts] = linesOf(scene, row);
+  return html`<div class="charts">
+    ${chart(app, scene, row, "Label probability", labels, [0, 1])}
+    ${chart(app, scene, row, "Prediction probability", predictions, [0, 1])}
+    ${chart(app, scene, row, "Gradient norm", norms, null)} ${chart(app, scene, row, "Drift", drifts, null)}
+  </div>`;
+}
+
+/** @type {WeakMap<object, Map<string, Lines[]>>} */
+const known = new WeakMap();
+
+/** The lines of all charts; computed once, since a step of the slider does not change them. @param {Scene} scene @param {Row} row */
+function linesOf(scene, row) {
+  const ofTimeline = known.get(scene.timeline) ?? new Map();
+  known.set(scene.timeline, ofTimeline);
+  const key = [row.key, row.probes, scene.state.layer, scene.targets[0]].join("|");
+  if (!ofTimeline.has(key)) ofTimeline.set(key, computeLines(scene, row));
+  return /** @type {Lines[]} */ (ofTimeline.get(key));
+}
+
+/** @param {Scene} scene @param {Row} row @returns {Lines[]} */
+function computeLines(scene, row) {
   const target = (/** @type {number} */ run) =>
     Math.max(0, scene.series[run].targets.indexOf(scene.targets[0]));
   const ofProbe = (/** @type {"labelProbabilities" | "predictionProbabilities"} */ name) =>
@@ -29,11 +51,7 @@ export function charts(app, scene, row) {
     const layer = layerOf(scene.series[run], scene.state);
     return layer && look > 0 ? drift(scene.series[run], layer, target(run), probe, look, look - 1) : NaN;
   });
-  return html`<div class="charts">
-    ${chart(app, scene, row, "Label probability", ofProbe("labelProbabilities"), [0, 1])}
-    ${chart(app, scene, row, "Prediction probability", ofProbe("predictionProbabilities"), [0, 1])}
-    ${chart(app, scene, row, "Gradient norm", norms, null)} ${chart(app, scene, row, "Drift", drifts, null)}
-  </div>`;
+  return [ofProbe("labelProbabilities"), ofProbe("predictionProbabilities"), norms, drifts];
 }
 
 /** @param {Scene} scene @param {Row} row @param {(run: number, look: number, probe: number) => number} number @returns {Lines} */
@@ -71,7 +89,7 @@ function chart(app, scene, row, title, values, range) {
   </figure>`;
 }
 
-/** @typedef {HTMLElement & {plot?: uPlot, shape?: string, go?: (index: number) => void}} ChartHost */
+/** @typedef {HTMLElement & {plot?: uPlot, shape?: string, values?: Lines, go?: (index: number) => void}} ChartHost */
 
 /** @param {ChartHost} host @param {App} app @param {Scene} scene @param {Lines} values @param {[number, number] | null} range */
 function drawChart(host, app, scene, values, range) {
@@ -84,9 +102,11 @@ function drawChart(host, app, scene, values, range) {
     host.plot = makePlot(host, values.length, xs, values, range);
     host.shape = shape;
   } else {
-    host.plot.setSize({ width: host.clientWidth || 240, height: HEIGHT });
-    host.plot.setData([xs, ...values]);
+    const width = host.clientWidth || 240;
+    if (host.plot.width !== width) host.plot.setSize({ width, height: HEIGHT });
+    if (host.values !== values) host.plot.setData([xs, ...values]);
   }
+  host.values = values;
   const mark = /** @type {HTMLElement} */ (host.querySelector(".here") ?? document.createElement("i"));
   mark.className = "here";
   mark.style.left = `${host.plot.valToPos(xs[scene.index], "x")}px`;

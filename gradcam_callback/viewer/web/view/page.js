@@ -38,8 +38,11 @@ function empty(app) {
 /** @param {App} app */
 function problemsOf(app) {
   return app.state.runs.flatMap((name) => {
-    const error = app.loaded.get(name)?.error;
-    return error ? [`${name}: ${error}`] : [];
+    const { error, run } = app.loaded.get(name) ?? { error: "", run: null };
+    const isEmpty = run && !run.series.some((series) => series.epochs.length);
+    // Nothing could be explained, and why not is all that there is.
+    const alerts = isEmpty ? run.series.flatMap((series) => series.alerts.map((alert) => alert.message)) : [];
+    return [error, ...new Set(alerts)].filter(Boolean).map((text) => `${name}: ${text}`);
   });
 }
 
