@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import statistics
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Run
+from PIL import Image
 from recordings import MadeUpRun, alert
 
 from gradcam_callback import GradCAMCallback
@@ -21,8 +23,11 @@ from gradcam_callback.recording.assembly import assemble
 from gradcam_callback.recording.event_files import find_event_files, read_records
 from gradcam_callback.recording.payload import MAGIC, VERSION, UnreadableError, pack, unpack
 from gradcam_callback.recording.reading import read_run
+from gradcam_callback.probes.probe_set import make_probe_set
 from gradcam_callback.recording.records import AlertRecords, LayerMaps, Look, Origin, from_bytes, to_bytes
 from gradcam_callback.reporting.looks import quantise
+from gradcam_callback.reporting.panel import PanelStyle
+from gradcam_callback.reporting.probe_pictures import encode_probes
 
 MakeRun = Callable[..., Run]
 RUN = MadeUpRun(alerts={2: [alert("raised", 2)]}, nulls={2: [1]})
@@ -103,6 +108,20 @@ def test_a_look_at_16_probes_takes_less_than_4_kilobytes(run: MakeRun) -> None:
     maps = from_bytes(looks[0].payload).layers[0].levels  # type: ignore[union-attr]
     assert maps[0, 0].size >= 49
     assert statistics.median(len(look.payload) for look in looks) <= 4000 - 200  # its tag and its time come on top
+
+
+@pytest.mark.parametrize(("depth", "side", "slices", "shown"), [(80, 300, 64, 256), (3, 40, 3, 40)])
+def test_the_slices_of_a_volume_stand_under_one_another(depth: int, side: int, slices: int, shown: int) -> None:
+    volume = torch.linspace(0, 1, depth).view(1, 1, depth, 1, 1).expand(1, 1, depth, side, side)
+    probes = make_probe_set(None, volume.contiguous(), None, ["a"])
+    style = PanelStyle("turbo", 0.5, False, None, None, None)
+    [image] = encode_probes(probes, style, [""], 3, Origin.unknown()).images
+    pixels = np.asarray(Image.open(io.BytesIO(image.content)).convert("L"))
+    assert (image.slices, image.width, image.height) == (slices, side, side)
+    assert pixels.shape == (slices * shown, shown)
+    taken = ((torch.arange(slices) + 0.5) * depth / slices).long()  # evenly from the depth
+    middles = pixels[shown // 2 :: shown, shown // 2]
+    assert np.abs(middles - (255 * taken / (depth - 1)).numpy()).max() < 4
 
 
 # Damage

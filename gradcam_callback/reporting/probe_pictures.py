@@ -17,6 +17,7 @@ from gradcam_callback.reporting.rendering import signals, tiles
 
 DRAWN_BY_PIXEL = 64  # pixels; up to this size each pixel of an image is seen, so none may change
 LARGEST_SIDE = 512  # pixels; a larger image is recorded smaller
+LARGEST_SLICE = 256  # likewise; all slices of a volume are one picture, and browsers limit its height
 MOST_SLICES = 64  # of a volume
 JPEG_QUALITY = 92
 
@@ -82,8 +83,9 @@ def _picture(pixels: Tensor, slices: int) -> ProbeImage:
     """One image `(3, H, W)` in 0..1 as a file: lossless where each pixel is seen, else as a photograph."""
     height, width = pixels.shape[1] // slices, pixels.shape[2]
     longest = max(height, width)
-    if longest > LARGEST_SIDE:
-        scale = LARGEST_SIDE / longest
+    largest = LARGEST_SIDE if slices == 1 else LARGEST_SLICE
+    if longest > largest:
+        scale = largest / longest
         size = max(1, round(height * scale)) * slices, max(1, round(width * scale))
         pixels = F.interpolate(pixels[None], size=size, mode="bilinear", align_corners=False, antialias=True)[0]
     picture = Image.fromarray((pixels * 255).round().byte().permute(1, 2, 0).contiguous().numpy())
