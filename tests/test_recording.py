@@ -19,11 +19,11 @@ from PIL import Image
 from recordings import MadeUpRun, alert
 
 from gradcam_callback import GradCAMCallback
+from gradcam_callback.probes.probe_set import make_probe_set
 from gradcam_callback.recording.assembly import assemble
 from gradcam_callback.recording.event_files import find_event_files, read_records
 from gradcam_callback.recording.payload import MAGIC, VERSION, UnreadableError, pack, unpack
 from gradcam_callback.recording.reading import read_run
-from gradcam_callback.probes.probe_set import make_probe_set
 from gradcam_callback.recording.records import AlertRecords, LayerMaps, Look, Origin, from_bytes, to_bytes
 from gradcam_callback.reporting.looks import quantise
 from gradcam_callback.reporting.panel import PanelStyle
