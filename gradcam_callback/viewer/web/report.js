@@ -1,9 +1,10 @@
 // The entry of the HTML file: the data are in the page.
 
+/** @import {DataSource} from "./types.js" */
 import { App } from "./app.js";
 import { listenToKeys } from "./keys.js";
 
-/** @type {import("./types.js").DataSource} */
+/** @type {DataSource} */
 const source = {
   isLive: false,
   async list() {

@@ -1,6 +1,6 @@
 // Which probes are shown, in which order, and what tiles each has.
 
-/** @import {Series, State, Tile} from "./types.js" */
+/** @import {Layer, Series, State, Tile} from "./types.js" */
 /** @import {Timeline} from "./timeline.js" */
 import { drift, findProbe, isRight, layerOf, openAlert, place, predicted, probeSetAt, OK } from "./looks.js";
 import { indexOf } from "./timeline.js";
@@ -166,7 +166,7 @@ function change(scene, row, overall) {
   return most;
 }
 
-/** @param {Series} series @param {import("./types.js").Layer} layer @param {number} target @param {number} probe */
+/** @param {Series} series @param {Layer} layer @param {number} target @param {number} probe */
 function firstDrawn(series, layer, target, probe) {
   let look = 0;
   while (look < series.epochs.length - 1 && !(layer.peaks[place(series, look, target, probe)] > 0)) look++;

@@ -1,5 +1,6 @@
 // The entry of TensorBoard's tab, which is a frame in TensorBoard's page.
 
+/** @import {DataSource} from "./types.js" */
 import { App } from "./app.js";
 import { listenToKeys } from "./keys.js";
 
@@ -13,7 +14,7 @@ async function ask(route) {
   throw new Error(String(answer.error));
 }
 
-/** @type {import("./types.js").DataSource} */
+/** @type {DataSource} */
 const source = {
   isLive: true,
   list: async () => (await ask("../runs")).json(),
