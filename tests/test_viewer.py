@@ -297,6 +297,34 @@ def test_every_view_option_has_a_control(open_report: Open) -> None:
                 page.wait_for_function(expected)
 
 
+@pytest.mark.parametrize("width", [700, 1400])
+def test_menus_open_within_the_page_and_close_again(open_report: Open, width: int) -> None:
+    with open_report(viewport={"width": width, "height": 900}) as page:
+        for name in ("Sort and filter", "View options", "Share"):
+            page.get_by_text(name, exact=True).click()
+            panel = page.locator("details.menu[open] .panel")
+            page.wait_for_function("document.querySelectorAll('details.menu[open]').length === 1")
+            box = panel.bounding_box()
+            assert 0 <= box["x"] <= box["x"] + box["width"] <= width
+        page.keyboard.press("Escape")
+        panel.wait_for(state="hidden")
+        page.get_by_text("Share", exact=True).click()
+        page.mouse.click(width / 2, 600)
+        panel.wait_for(state="hidden")
+
+
+def test_the_charts_mark_the_position_of_the_slider(open_report: Open) -> None:
+    """Also those of a probe that has only now been selected."""
+    with open_report("targets=predicted&position=3") as page:
+        tile(page, "#1").click()
+        mark = page.locator(".row.selected .plot .here").first
+        mark.wait_for(state="attached")
+        page.wait_for_function("parseFloat(document.querySelector('.row.selected .plot .here').style.left) > 0")
+        over = page.locator(".row.selected .u-over").first.bounding_box()
+        left = mark.evaluate("mark => parseFloat(mark.style.left)")
+        assert left == pytest.approx(over["width"] * 3 / 11, abs=2)
+
+
 # Comparing
 
 

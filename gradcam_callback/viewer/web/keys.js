@@ -16,6 +16,7 @@ export const KEYS = {
 
 /** @param {App} app */
 export function listenToKeys(app) {
+  document.addEventListener("pointerdown", (event) => closeMenus(event.target));
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || isTyping(event)) return;
     const act = actionOf(event, app);
@@ -23,6 +24,13 @@ export function listenToKeys(app) {
     event.preventDefault();
     act();
   });
+}
+
+/** Closes the menus that are open, but for the one that was clicked in. @param {EventTarget | null} [clicked] */
+function closeMenus(clicked) {
+  for (const menu of document.querySelectorAll("details.menu[open]")) {
+    if (!(clicked instanceof Node && menu.contains(clicked))) menu.removeAttribute("open");
+  }
 }
 
 /** Whether the key belongs to the control that has the focus. @param {KeyboardEvent} event */
@@ -60,6 +68,8 @@ function actionOf(event, app) {
       return () => app.set({ isFollowing: !app.state.isFollowing });
     case "?":
       return () => app.set({ dialog: "keys" });
+    case "Escape": // a dialog closes by itself
+      return app.state.dialog ? null : () => closeMenus();
     default:
       return null;
   }

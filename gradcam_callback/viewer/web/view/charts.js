@@ -89,7 +89,7 @@ function chart(app, scene, row, title, values, range) {
   </figure>`;
 }
 
-/** @typedef {HTMLElement & {plot?: uPlot, shape?: string, values?: Lines, go?: (index: number) => void}} ChartHost */
+/** @typedef {HTMLElement & {plot?: uPlot, shape?: string, values?: Lines, now?: number, go?: (index: number) => void}} ChartHost */
 
 /** @param {ChartHost} host @param {App} app @param {Scene} scene @param {Lines} values @param {[number, number] | null} range */
 function drawChart(host, app, scene, values, range) {
@@ -107,10 +107,17 @@ function drawChart(host, app, scene, values, range) {
     if (host.values !== values) host.plot.setData([xs, ...values]);
   }
   host.values = values;
-  const mark = /** @type {HTMLElement} */ (host.querySelector(".here") ?? document.createElement("i"));
+  host.now = xs[scene.index];
+  placeMark(host);
+}
+
+/** Marks the position of the slider. @param {ChartHost} host */
+function placeMark({ plot, now }) {
+  if (!plot || now === undefined) return;
+  const mark = /** @type {HTMLElement} */ (plot.over.querySelector(".here") ?? document.createElement("i"));
   mark.className = "here";
-  mark.style.left = `${host.plot.valToPos(xs[scene.index], "x")}px`;
-  host.plot.over.append(mark);
+  mark.style.left = `${plot.valToPos(now, "x")}px`;
+  plot.over.append(mark);
 }
 
 /** @param {ChartHost} host @param {number} count @param {number[]} xs @param {Lines} values @param {[number, number] | null} range */
@@ -130,6 +137,7 @@ function makePlot(host, count, xs, values, range) {
       width: host.clientWidth || 240,
       height: HEIGHT,
       legend: { show: false },
+      hooks: { draw: [() => placeMark(host)] }, // a new plot knows its scales only then
       cursor: { drag: { x: false, y: false }, y: false },
       scales: { x: { time: false }, ...(range ? { y: { range } } : {}) },
       axes: [

@@ -9,6 +9,8 @@ import { copyLink, saveGIF, savePNG } from "../sharing.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { segments, select, share } from "./controls.js";
 
+const MARGIN = 20; // CSS pixels between a menu and the edge of the page
+
 /** @param {App} app @param {Scene} scene */
 export function toolbar(app, scene) {
   const { state } = app;
@@ -51,6 +53,14 @@ function compare(app, scene) {
   }`;
 }
 
+/** Moves an opened menu to where all of it can be seen. @param {Event} event */
+function keepInside(event) {
+  const menu = /** @type {HTMLDetailsElement} */ (event.currentTarget);
+  const panel = /** @type {HTMLElement} */ (menu.querySelector(".panel"));
+  const room = document.documentElement.clientWidth - MARGIN - panel.offsetWidth;
+  panel.style.left = `${Math.min(0, room - menu.getBoundingClientRect().left)}px`;
+}
+
 /** @param {App} app @param {Scene} scene */
 function order(app, scene) {
   const { state } = app;
@@ -68,7 +78,7 @@ function order(app, scene) {
   const typed = (/** @type {Event} */ event) =>
     app.set({ filterName: /** @type {HTMLInputElement} */ (event.target).value });
   const isActive = state.sort !== "order" || state.filter !== "all" || state.filterClass || state.filterName;
-  return html`<details class="menu">
+  return html`<details class="menu" name="menus" @toggle=${keepInside}>
     <summary>Sort and filter${isActive ? " (in use)" : ""}</summary>
     <div class="panel">
       ${select("Sort", state.sort, orders, (sort) => app.set({ sort }))}
@@ -87,7 +97,7 @@ function more(app, scene) {
   const sizes = { small: "Small", medium: "Medium", large: "Large", pixels: "1:1", fit: "Fit" };
   const scales = { each: "Each map", probe: "A probe's epochs", all: "Everything" };
   const hasVolumes = scene.series.some((one) => one.layers.some(isVolume));
-  return html`<details class="menu">
+  return html`<details class="menu" name="menus" @toggle=${keepInside}>
     <summary>View options</summary>
     <div class="panel">
       ${segments("Scale", state.scale, scales, (scale) => app.set({ scale }))}
@@ -103,7 +113,7 @@ function more(app, scene) {
 
 /** @param {App} app @param {Scene} scene */
 function sharing(app, scene) {
-  return html`<details class="menu">
+  return html`<details class="menu" name="menus" @toggle=${keepInside}>
     <summary>Share</summary>
     <div class="panel">
       <button type="button" @click=${() => copyLink(app)}>Copy link</button>
