@@ -44,7 +44,10 @@ def main(runs: Path) -> None:
             opened.get_by_role("button", name=re.compile("^Details")).first.click()
             opened.locator("section.alerts").scroll_into_view_if_needed()
             save(opened, "viewer-alert.png")
-        with tensorboard(runs) as board, page(browser, f"{board.url}?darkMode=true#gradcam", dark=True) as opened:
+        with (
+            tensorboard(demo.parent) as board,
+            page(browser, f"{board.url}?darkMode=true#gradcam", dark=True) as opened,
+        ):
             frame = opened.frame_locator("iframe[src*='name=gradcam']")
             frame.get_by_role("slider", name="Look").wait_for(timeout=60_000)
             save(opened, "viewer-tab.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gradcam_callback import GradCAMCallback, ValidationProbes
+from gradcam_callback import GradCAMCallback, ValidationProbes, read_run
 from gradcam_callback.demo.shapes import Shapes, ShapesData
 from gradcam_callback.probes.annotations import as_rows
 from gradcam_callback.probes.source import CaptureContext
@@ -144,6 +145,11 @@ def test_a_segmentation_over_the_label(tmp_path: Any) -> None:
     assert torch.equal(result.targets, classes)
     assert torch.equal(result.regions, masks == classes[:, None, None])
     assert run.events.steps("gradcam/network.stage") == [1]
+    recording = read_run(run.folder)
+    assert recording.classes[0, 0].tolist() == classes.tolist()
+    assert recording.predictions[0].tolist() == result.predictions.tolist()
+    assert np.isnan(recording.probabilities).all()  # shares of the pixels are none
+    assert np.isnan(recording.prediction_probabilities).all()
 
 
 def test_labels_that_some_have_and_others_not_are_no_nulls(tmp_path: Any) -> None:

@@ -16,7 +16,8 @@ from gradcam_callback.engine.device_results import TargetResult
 from gradcam_callback.recording.records import BRIDGED, EMPTY, STATES, LayerMaps, Look, Origin
 from gradcam_callback.results import CAMResult
 
-_WITHOUT_CLASSES = ("regression", "value")  # tasks whose numbers are no probabilities
+_WITHOUT_CLASSES = ("regression", "value")
+_WITHOUT_PROBABILITIES = (*_WITHOUT_CLASSES, "segmentation")  # the numbers of a segmentation are shares of the pixels
 
 
 def quantise(cams: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,7 +100,8 @@ def make_look(
     boxes = _boxes(results, arrays)
     extents = {layer: next(arrays) for layer in results[0].cams if layer in results[0].extents}
     classes, scores, of_targets, of_predictions = (numbers[..., item] for item in range(4))
-    plain = [result.task in _WITHOUT_CLASSES for result in results]
+    plain = [result.task in _WITHOUT_PROBABILITIES for result in results]
+    is_unclassed = results[0].task in _WITHOUT_CLASSES
     single = [result.task == "value" or result.probabilities.shape[1] == 1 for result in results]
     return Look(
         origin=Origin.unknown(),
@@ -111,7 +113,7 @@ def make_look(
         classes=np.where(np.array(single)[:, None], -1, classes).astype(np.int32),
         scores=scores.copy(),
         target_probabilities=np.where(np.array(plain)[:, None], np.nan, of_targets).astype(np.float32),
-        predictions=np.where(plain[0] | np.isnan(of_predictions[0]), -1, predictions).astype(np.int32),
+        predictions=np.where(is_unclassed | np.isnan(of_predictions[0]), -1, predictions).astype(np.int32),
         prediction_probabilities=np.where(plain[0], np.nan, of_predictions[0]).astype(np.float32),
         label_probabilities=of_labels.copy(),
         boxes=boxes,

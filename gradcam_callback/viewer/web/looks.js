@@ -87,8 +87,10 @@ export function explained(series, look, target, probe) {
   const at = place(series, look, target, probe);
   const probability = decimals(series.targetProbabilities[at]);
   const score = series.scores[at];
-  const number = probability || (Number.isFinite(score) ? score.toPrecision(4) : "");
-  return [className(series, series.classes[at]), number].filter(Boolean).join(" ");
+  const name = className(series, series.classes[at]);
+  if (probability) return [name, probability].filter(Boolean).join(" ");
+  if (!Number.isFinite(score)) return name;
+  return name ? `${name}, score ${score.toPrecision(3)}` : score.toPrecision(4);
 }
 
 /** @param {Series} series @param {number} look @param {number} probe @returns {string} */
