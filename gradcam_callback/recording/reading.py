@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from gradcam_callback.recording.assembly import assemble, together
 from gradcam_callback.recording.event_files import StoredRecord, find_event_files, read_records
-from gradcam_callback.recording.payload import UnreadableError
+from gradcam_callback.recording.payload import Room, UnreadableError
 from gradcam_callback.recording.recording import Recording
 from gradcam_callback.recording.records import Record, from_bytes
 
@@ -61,12 +61,12 @@ def read_runs(path: str | os.PathLike[str]) -> list[Recording]:
 
 def decode(stored: Iterable[StoredRecord]) -> tuple[list[Record], list[str]]:
     """The records that can be read, and a sentence about each that cannot."""
-    records, problems = list[Record](), list[str]()
+    records, problems, room = list[Record](), list[str](), Room()
     for one in stored:
         problem = one.problem
         if not problem:
             try:
-                records.append(from_bytes(one.payload))
+                records.append(from_bytes(one.payload, room))
             except UnreadableError as error:
                 problem = str(error)
         if problem:
