@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from gradcam_callback.recording.assembly import assemble, together
 from gradcam_callback.recording.event_files import StoredRecord, find_event_files, read_records
@@ -44,10 +44,12 @@ def read_runs(path: str | os.PathLike[str]) -> list[Recording]:
     """
     root = os.fspath(path)
     runs, notes = [], list[str]()
-    for folder, files in find_event_files(root).items():
+    folders = find_event_files(root)
+    names = _names(list(folders))
+    for folder, files in folders.items():
         stored = [record for file in files for record in read_records(root, file)]
         records, problems = decode(stored)
-        found = assemble("/".join(folder.split("/")[-2:]), records, problems)
+        found = assemble(names[folder], records, problems)
         if found:
             runs.append(together(found))
         notes += problems
@@ -57,6 +59,18 @@ def read_runs(path: str | os.PathLike[str]) -> list[Recording]:
             + "".join(f" {note}" for note in notes[:3])
         )
     return runs
+
+
+def _names(folders: Sequence[str]) -> dict[str, str]:
+    """The end of each path: its last two parts, or as many as tell it from the others."""
+    count = 2
+    while len({_end(folder, count) for folder in folders}) < len(folders):
+        count += 1
+    return {folder: _end(folder, count) for folder in folders}
+
+
+def _end(folder: str, count: int) -> str:
+    return "/".join(folder.split("/")[-count:])
 
 
 def decode(stored: Iterable[StoredRecord]) -> tuple[list[Record], list[str]]:
