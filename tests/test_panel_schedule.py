@@ -131,6 +131,36 @@ def test_an_alert_of_something_else_is_a_change(run: MakeRun) -> None:
     assert shown(fit) == [0, 2]
 
 
+def test_the_look_after_a_probe_pass_that_failed_has_a_panel(run: MakeRun) -> None:
+    class Shy(Still):
+        """Does not run on the probes in epoch 1."""
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if self.current_epoch == 1 and len(images) == 4:
+                raise RuntimeError("no probes in here")
+            return super().forward(images)
+
+    fit = run(cb("when something changed"), Shy(), max_epochs=4).fit(val=16)
+    assert [(status, epoch) for status, _, _, epoch in fit.alerts] == [("raised", 1), ("cleared", 2)]
+    assert epochs(fit.events.steps(PANEL)) == [0, 2]
+    assert read_run(fit.folder).epochs.tolist() == [0, 2, 3]
+
+
+def test_panels_that_could_not_be_drawn_are_drawn_at_the_next_look(
+    run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    panels, calls = PanelRenderer.panels, []
+
+    def panels_but_once(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:  # the first is the dry run
+            raise RuntimeError("on purpose")
+        return panels(*args)
+
+    monkeypatch.setattr(PanelRenderer, "panels", panels_but_once)
+    assert shown(run(cb("when something changed"), Still()).fit()) == [1]
+
+
 def test_last_has_the_panel_of_the_last_look(run: MakeRun) -> None:
     fit = run(cb("last")).fit()
     assert shown(fit) == [2]
