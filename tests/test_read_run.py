@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from gradcam_callback import CAMResult, GradCAMCallback, Recording, TensorProbes, read_run
 from gradcam_callback.causes import Cause
 from gradcam_callback.recording.reading import read_runs
+from gradcam_callback.viewer.report import ENTRY, WEB
 
 MakeRun = Callable[..., Run]
 
@@ -549,3 +550,9 @@ assert not loaded, loaded
 def test_the_repr_says_what_is_in_it(run: MakeRun) -> None:
     fit = run(cb(), max_epochs=2).fit()
     assert repr(read_run(fit.folder)).endswith("2 looks, targets predicted; maps: model.stage (2, 1, 4, 8, 8))")
+
+
+@pytest.mark.skipif(not (WEB / ENTRY).is_file(), reason="NOT TESTED: the viewer is not there")
+def test_a_notebook_shows_the_viewer(run: MakeRun) -> None:
+    fit = run(cb(), max_epochs=1).fit()
+    assert isinstance(read_run(fit.folder)._repr_html_(), str)

@@ -374,6 +374,17 @@ def test_only_the_viewers_own_files_are_served(board: Board, name: str) -> None:
     assert b"root:" not in body
 
 
+@pytest.mark.skipif(not WEB.is_dir(), reason="NOT TESTED: the viewer is not there")
+def test_the_viewers_own_files_are_served_as_what_they_are(board: Board) -> None:
+    kinds = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+    for path in WEB.rglob("*"):
+        if path.is_file():
+            status, body, headers = board.ask(f"data/plugin/gradcam/web/{path.relative_to(WEB).as_posix()}")
+            assert (status, body) == (200, path.read_bytes()), path
+            if path.suffix in kinds:
+                assert headers["Content-Type"].startswith(kinds[path.suffix])
+
+
 def test_the_plugin_is_active_and_says_where_its_front_end_is(board: Board) -> None:
     _, body, _ = board.ask("data/plugins_listing")
     listed = json.loads(body)["gradcam"]
