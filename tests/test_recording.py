@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -183,6 +184,40 @@ def test_the_bytes_are_those_that_the_document_lays_out() -> None:
     assert start == len(body)
     np.testing.assert_array_equal(found["0/levels"], layer((2, 5)).levels)
     np.testing.assert_array_equal(found["predictions"], [-1, 0, 1])
+
+
+def test_the_document_lists_every_array_with_its_type_and_shape() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "recording.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]+) \|", text, flags=re.MULTILINE)
+    listed = {name: (dtype, shape) for name, dtype, shape in rows}
+    record = look(layer(extents=EXTENTS), boxes=boxes())
+    sizes = {2: "T", 3: "N"}
+    found = {}
+    for part in (record, record.layers[0]):
+        arrays = {item.name: getattr(part, item.name) for item in fields(part)}
+        for name, array in arrays.items():
+            if isinstance(array, np.ndarray):
+                shape = "T, N, space" if name == "levels" else ", ".join(sizes.get(n, str(n)) for n in array.shape)
+                found[name] = (array.dtype.name, shape)
+    assert listed == found
+
+
+def test_the_document_lists_every_name_of_a_header() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "recording.md").read_text()
+    for record in RECORDS.values():
+        header, _ = opened(to_bytes(record))
+        names = [*header, *(f"origin.{name}" for name in header["origin"])]
+        names += [name for alert in header.get("alerts", []) for name in alert]
+        assert [name for name in names if f"`{name}`" not in text] == []
+
+
+def test_what_a_later_release_adds_is_left_alone() -> None:
+    header, arrays = payload.unpack(to_bytes(RECORDS["with alerts"]))
+    header |= {"mood": "good", "alerts": [{**ALERT, "mood": "bad"}]}
+    record = from_bytes(payload.pack(header, {**arrays, "moods": np.zeros(3, np.float64), "0/moods": np.zeros(1)}))
+    assert isinstance(record, Look)
+    assert_equal(replace(record, alerts=()), look())
+    assert record.alerts[0]["mood"] == "bad"
 
 
 def test_levels_are_never_further_from_a_map_than_half_a_step() -> None:
