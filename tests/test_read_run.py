@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import struct
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from torch.utils.data import DataLoader
 from gradcam_callback import CAMResult, GradCAMCallback, Recording, TensorProbes, read_run
 from gradcam_callback.causes import Cause
 from gradcam_callback.recording.reading import read_runs
+from gradcam_callback.reporting.report import Report
+from gradcam_callback.reporting.sinks.tensorboard import TensorBoardSink
 from gradcam_callback.viewer.report import ENTRY, WEB
 
 MakeRun = Callable[..., Run]
@@ -402,6 +405,54 @@ def test_a_file_of_noise_is_no_recording(tmp_path: Path) -> None:
         file.write_bytes(chance.bytes(int(chance.integers(0, 400))))
     with pytest.raises(FileNotFoundError, match="no recording"):
         read_run(tmp_path)
+
+
+def test_a_file_that_is_damaged_anywhere_is_read_or_there_is_no_recording_in_it(
+    file_of_a_run: tuple[bytes, int], tmp_path: Path
+) -> None:
+    content, _ = file_of_a_run
+    chance, read = random.Random(0), 0
+    file = tmp_path / "events.out.tfevents.1"
+    for _ in range(600):
+        changed = bytearray(content)
+        for _ in range(chance.choice([1, 1, 3, 20])):
+            place = chance.randrange(len(changed))
+            if chance.random() < 0.5:
+                changed[place] = chance.randrange(256)
+            elif chance.random() < 0.5:
+                del changed[place : place + chance.randint(1, 20)]
+            else:
+                changed[place:place] = chance.randbytes(chance.randint(1, 20))
+        file.write_bytes(changed)
+        try:
+            recording = read_run(file)
+        except FileNotFoundError:
+            continue
+        read += 1
+        assert all(np.isfinite(recording.wall_times))
+        assert all(len(recording.maps[layer]) == len(recording) for layer in recording.layers)
+    assert read > 200
+
+
+def test_probes_that_could_not_be_written_are_written_with_the_next_look(
+    run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, failed = TensorBoardSink.write, []
+
+    def full_at_first(self: TensorBoardSink, report: Report) -> None:
+        if report.records and not failed:
+            failed.append(report.records[0].tag)
+            raise OSError("no space left")
+        write(self, report)
+
+    monkeypatch.setattr(TensorBoardSink, "write", full_at_first)
+    fit, keeper = kept(run, cb())
+    fit.fit()
+    recording = read_run(fit.folder)
+    assert failed == ["gradcam/recording/probes"]
+    assert_recorded(recording, keeper)
+    assert recording.probe_set_of.tolist() == [0, 0, 0]
+    assert [(status, subject) for status, subject, *_ in fit.alerts] == [("raised", "writing"), ("cleared", "writing")]
 
 
 # Changed half-way

@@ -459,6 +459,23 @@ def test_a_real_run_is_served_as_it_is_read(real: Run, tmp_path: Path, flag: str
         assert_same(bundle, number, one)
 
 
+@pytest.mark.parametrize("flag", ["--load_fast=true", "--load_fast=false"])
+def test_a_run_that_was_resumed_from_an_earlier_step_is_served_as_it_is_read(tmp_path: Path, flag: str) -> None:
+    """A smaller step after a larger one: the loaders differ in what they keep then."""
+    folder = tmp_path / "logs"
+    for session, steps in enumerate(([0, 3, 6, 9, 12], [6, 9], [9, 12, 15])):
+        origin = replace(ORIGIN, callback=1, session=(1.7e9 + session, str(session)))
+        numbered = [replace(origin, number=n, step=step, epoch=step // 3) for n, step in enumerate([steps[0], *steps])]
+        made = [look(origin=one, scores=np.full((2, 3), session, np.float32)) for one in numbered[1:]]
+        written(folder / "run", pictures(origin=numbered[0]), *made)
+    recording = read_run(folder)
+    assert recording.steps.tolist() == [0, 3, 6, 9, 12, 15]
+    assert recording.scores[:, 0, 0].tolist() == [0, 0, 1, 2, 2, 2]
+    with tensorboard(tmp_path, f"--logdir={folder}", flag) as board:
+        board.wait(lambda: board.bundle("run").steps[-1] == 15)
+        assert_same(board.bundle("run"), 0, recording)
+
+
 def assert_same(bundle: Bundle, number: int, recording: Recording) -> None:
     series = bundle.index["series"][number]
     assert series["steps"] == recording.steps.tolist()
