@@ -17,7 +17,10 @@ import torch
 from conftest import Run, make_run
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from models import STEPS, UNPICKLE, Faulty, Spots, detached
+from models import STEPS, UNPICKLE, Classifier, Faulty, Spots, detached
+from test_image_sizes import Detector, fitted
+from test_image_sizes import samples as detection_samples
+from test_spaces import Learner, some
 from torch.utils.data import DataLoader
 
 from gradcam_callback import CAMResult, GradCAMCallback, Recording, TensorProbes, read_run
@@ -239,6 +242,94 @@ def test_a_run_that_was_only_tested(run: MakeRun) -> None:
     assert recording.stage == "test"
     assert tested.callback.last_result is not None
     assert_look(recording, 0, tested.callback.last_result)
+
+
+# Other tasks and spaces
+
+
+def test_boxes_and_extents_of_a_detector_that_takes_a_list(tmp_path: Path) -> None:
+    layer = "network.backbone.0"
+    fit = fitted(tmp_path, Detector())
+    result = fit.callback.last_result
+    assert result is not None
+    recording = read_run(tmp_path)
+    assert recording.task == "detection"
+    assert recording.notes == ()
+    cams = result.cams[layer].numpy()
+    assert np.abs(recording.maps[layer][0, 0] - cams).max() <= cams.max() / 255
+    assert recording.boxes is not None
+    assert result.boxes is not None
+    assert recording.boxes.shape == (1, 2, 4, 4)
+    np.testing.assert_array_equal(recording.boxes[0, 0], result.boxes)
+    assert recording.extents.keys() == result.extents.keys()
+    np.testing.assert_allclose(recording.extents[layer][0], result.extents[layer], rtol=1e-6)
+    for image, (original, _), record in zip(
+        recording.probes.images, detection_samples(4), recording.pictures[0].images, strict=True
+    ):
+        assert image.shape == (*original.shape[1:], 3)
+        assert (record.height, record.width) == original.shape[1:]
+        np.testing.assert_array_equal(image, (original * 255).round().byte().permute(1, 2, 0))
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+def test_signals_and_volumes(tmp_path: Path, axes: int) -> None:
+    callback = GradCAMCallback("network.stage", probes=3)
+    fit = make_run(tmp_path, callback, Learner(axes), max_epochs=1)
+    data = DataLoader([(some(axes, 1)[0], 0) for _ in range(6)], batch_size=3)  # type: ignore[arg-type]
+    fit.trainer.fit(fit.module, data, data)
+    assert callback.alerts == []
+    recording = read_run(tmp_path)
+    assert callback.last_result is not None
+    cams = callback.last_result.cams["network.stage"].numpy()
+    maps = recording.maps["network.stage"]
+    assert maps.shape == (1, 1, *cams.shape)
+    assert maps.ndim == 3 + axes
+    assert np.abs(maps[0, 0] - cams).max() <= cams.max() / 255
+    [record] = recording.pictures
+    height, width, _ = recording.probes.images[0].shape
+    assert [image.slices for image in record.images] == [1 if axes == 1 else some(3).shape[2]] * 3
+    assert (height, width) == (record.images[0].height * record.images[0].slices, record.images[0].width)
+
+
+def test_a_regression_has_scores_and_neither_classes_nor_probabilities(run: MakeRun) -> None:
+    class Regressor(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return self(batch[0]).square().mean()
+
+    callback = cb(target=[{"value": 0}, {"value": 1, "sign": "negative"}], task="regression")
+    fit = run(callback, Regressor(), max_epochs=1, logger=False).fit()
+    recording = read_run(fit.folder)
+    assert recording.task == "regression"
+    assert callback.last_result is not None
+    np.testing.assert_array_equal(recording.scores[0, 0], callback.last_result.scores)
+    for array in (recording.probabilities, recording.prediction_probabilities, recording.label_probabilities):
+        assert np.isnan(array).all()
+    assert (recording.predictions == -1).all()
+
+
+def test_a_probe_with_nothing_to_explain_is_absent(run: MakeRun) -> None:
+    """There is no second label of an image that has one."""
+
+    class Labels(Spots):
+        def __getitem__(self, index: int) -> Any:
+            image, label = super().__getitem__(index)
+            return image, torch.eye(3)[label] + (torch.eye(3)[1] if index == 0 else 0)
+
+    class Multilabel(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return torch.nn.functional.binary_cross_entropy_with_logits(self(batch[0]), batch[1])
+
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self.training_step(batch, batch_idx)
+
+    data = DataLoader(Labels(12), 8)
+    fit = run(cb(target={"positive": 2}), Multilabel(), max_epochs=1, logger=False).fit(data, data)
+    assert fit.alerts == []
+    recording = read_run(fit.folder)
+    assert recording.task == "multilabel"
+    assert recording.states[LAYER][0].tolist() == [["ok"] * 4, ["ok", "absent", "absent", "absent"]]
+    assert np.isnan(recording.maps[LAYER][0, 1, 1:]).all()
+    assert np.isfinite(recording.maps[LAYER][0, 0]).all()
 
 
 # Resumed

@@ -404,6 +404,13 @@ def test_tensorboard_goes_on_beside_it(board: Board) -> None:
     assert "Traceback" not in board.log.read_text()
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="NOT TESTED: this system does not tell")
+def test_the_process_has_no_library_of_torch_in_its_memory(board: Board) -> None:
+    mapped = Path(f"/proc/{board.process.pid}/maps").read_text()
+    assert "numpy" in mapped
+    assert "torch" not in mapped
+
+
 def test_many_may_ask_at_the_same_time(board: Board) -> None:
     with ThreadPoolExecutor(8) as threads:
         bundles = list(threads.map(board.bundle, ["long", "hostile", "odd", "truncated", "short/وصف <b>"] * 4))
