@@ -26,7 +26,7 @@ from torch import nn
 from gradcam_callback import GradCAMCallback, TensorProbes
 from gradcam_callback.recording import payload
 from gradcam_callback.recording.assembly import assemble, together
-from gradcam_callback.recording.bundle import bundle
+from gradcam_callback.recording.bundle import bundle, report_of
 from gradcam_callback.recording.event_files import StoredRecord
 from gradcam_callback.recording.payload import Room, UnreadableError
 from gradcam_callback.recording.reading import decode, read_run
@@ -295,6 +295,13 @@ def test_equal_titles_of_targets_are_told_apart() -> None:
     assert len(set(recording.targets)) == 5
     assert recording.targets[:2] == ("a", "a (2)")
     np.testing.assert_array_equal(recording.classes[0], made.classes)
+
+
+def test_runs_of_one_name_are_told_apart_in_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradcam_callback.recording.bundle.build_report", list)
+    runs: Any = report_of([together(assemble(name, [look()])) for name in ("a", "b", "a")])
+    assert [run.name for run in runs] == ["a", "b", "a (2)"]
+    assert b'"run":"a (2)"' in runs[2].bundle
 
 
 def mean_score(output: Any, batch: Any) -> torch.Tensor:

@@ -169,15 +169,20 @@ class _Axes:
 
 def target_titles(look: Look) -> list[str]:
     """The titles of a look's targets; equal ones are numbered."""
-    titles: dict[str, None] = {}
+    return told_apart(look.targets)
+
+
+def told_apart(texts: Iterable[str]) -> list[str]:
+    """The same texts, equal ones with a number: "mean", "mean (2)"."""
+    different: dict[str, None] = {}
     equal: Counter[str] = Counter()
-    for title in look.targets:
-        name = title
-        while name in titles:
-            equal[title] += 1
-            name = f"{title} ({equal[title] + 1})"
-        titles[name] = None
-    return list(titles)
+    for text in texts:
+        name = text
+        while name in different:
+            equal[text] += 1
+            name = f"{text} ({equal[text] + 1})"
+        different[name] = None
+    return list(different)
 
 
 def _by_layer(layers: Mapping[str, Mapping[str, Array]]) -> dict[str, Any]:
