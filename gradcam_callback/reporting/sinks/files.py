@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import time
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -166,7 +167,8 @@ def _append(path: str, content: bytes) -> None:
             while left:
                 left = left[file.write(left) :]
         except BaseException:
-            file.truncate(end)
+            with suppress(OSError):  # the first error tells what is wrong
+                file.truncate(end)
             raise
 
 
