@@ -213,6 +213,7 @@ class Session:
                 drawn = self._prober.panels(trainer, result, renderer)
             self.reporter.record(trainer, ["callback"], [])
         except Exception as error:
+            self._schedule.forget()
             self.reporter.record_failure(trainer, error, self._prober.titles(self._probes))
         scalars[self._tags(trainer).seconds] = self._held + time.perf_counter() - started
         self.reporter.log_scalars(trainer, pl_module, scalars)

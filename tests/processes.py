@@ -156,6 +156,7 @@ def out_of_memory(text: str) -> Exception:
 
 SCENES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "ddp": lambda folder: fit(folder, cb(target=["predicted", "label"]), Classifier()),
+    "ddp_no_logger": lambda folder: fit(folder, cb(), Classifier(), logger=False),
     "ddp_without": lambda folder: fit(folder, None, Classifier()),
     "ddp_auto": lambda folder: fit(folder, cb(target_layers="auto"), Classifier()),
     "ddp_one_probe": lambda folder: fit(folder, cb(1), Classifier()),

@@ -15,8 +15,10 @@ import lightning.pytorch.callbacks as lightning_callbacks
 import pytest
 import torch
 import yaml
+from conftest import make_run
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 from recordings import MadeUpRun, write_run
 from torch import nn
 
@@ -125,6 +127,8 @@ def test_python_runs(section: Section, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "runs" / "demo" / "version_0", MadeUpRun())  # a run that the documents read
     torch.manual_seed(0)
+    if "read_run(" in str(section.blocks):
+        make_run(tmp_path, logger=TensorBoardLogger("runs")).fit()  # which is then in runs/lightning_logs/version_0
     for block in section.in_language("python"):
         if block.alone or block is section.in_language("python")[0]:
             # A module of its own under this name, so that a class finds its globals, as it would in a script.

@@ -56,7 +56,7 @@ class Stage:
 
 @pytest.fixture(scope="module")
 def ddp(tmp_path_factory: pytest.TempPathFactory) -> Stage:
-    names = ["", "_without", "_auto", "_one_probe", "_detached", "_raise", "_forward_fails", "_memory"]
+    names = ["", "_no_logger", "_without", "_auto", "_one_probe", "_detached", "_raise", "_forward_fails", "_memory"]
     names += ["_subset", "_stream", "_positions_of_stream", "_lists"]
     return Stage(tmp_path_factory.mktemp("ddp"), [f"ddp{name}" for name in names])
 
@@ -113,6 +113,20 @@ def test_everything_is_written_once(ddp: Stage) -> None:
     assert recording.steps.tolist() == [3, 6]
     cams = ddp.both("ddp")[0]["cams"][LAYER]
     assert (torch.tensor(recording.maps[LAYER][-1, 0]) - cams).abs().max() <= cams.max() / 255
+
+
+@pytest.mark.parametrize("scene", ["ddp", "ddp_no_logger"])
+def test_each_look_is_recorded_once_with_the_probes_of_all_processes(ddp: Stage, scene: str) -> None:
+    recording = read_run(ddp.folder / scene)
+
+    assert len(list((ddp.folder / scene).rglob("*tfevents*"))) == 1
+    assert recording.steps.tolist() == [3, 6]
+    assert (recording.notes, len(recording.probe_sets), len(recording.probes)) == ((), 1, 5)
+    for seen in ddp.both(scene):
+        cams = seen["cams"][LAYER].numpy()
+        assert abs(recording.maps[LAYER][-1, 0] - cams).max() <= cams.max() / 255
+        assert recording.states[LAYER][-1, 0].tolist() == seen["states"]
+        assert recording.classes[-1, 0].tolist() == seen["targets"].tolist()
 
 
 def test_all_processes_have_the_same_metrics(ddp: Stage) -> None:

@@ -7,10 +7,15 @@ import io
 import itertools
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +25,17 @@ import pytest
 from conftest import Events
 from PIL import Image
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from test_recording import ORIGIN, look
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from gradcam_callback import read_run
 from gradcam_callback.causes import CallbackIssue
 from gradcam_callback.reporting.alerts import Alert, Finding, Status
+from gradcam_callback.reporting.recorder import PendingRecord
 from gradcam_callback.reporting.rendering.composition import EncodedImage
 from gradcam_callback.reporting.report import Report
 from gradcam_callback.reporting.sinks.disk_space import MARGIN, NoSpaceError, ensure_space
-from gradcam_callback.reporting.sinks.files import AlertFile, PanelFiles, file_path, run_folder
+from gradcam_callback.reporting.sinks.files import AlertFile, PanelFiles, RecordingFile, file_path, run_folder
 from gradcam_callback.reporting.sinks.tensorboard import TensorBoardSink
 
 LAYER = "gradcam/model.layer4"
@@ -117,6 +125,33 @@ def test_a_file_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: py
     with pytest.raises(OSError, match="broken cable"):
         sink.write(report(layer=flat(1)))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_what_cannot_be_appended_whole_is_not_appended_at_all(tmp_path: Path) -> None:
+    """Behind half a record nobody could find the next one."""
+    run = RecordingFile(tmp_path)
+    records = [PendingRecord("gradcam/recording", partial(look, origin=replace(ORIGIN, number=n))) for n in range(3)]
+    run.write(Report(0, 0, records=records[:1]))
+    [file] = tmp_path.iterdir()
+    size = file.stat().st_size
+    with at_most(size + 100), pytest.raises(OSError, match="File too large"):
+        run.write(Report(0, 0, records=records[1:2]))
+    assert file.stat().st_size == size
+    run.write(Report(0, 0, records=records[2:]))
+    recording = read_run(tmp_path)
+    assert len(recording) == 2
+    assert "A record" not in " ".join(recording.notes)
+
+
+@contextmanager
+def at_most(size: int) -> Iterator[None]:
+    """No file may become larger."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_file_in_the_way_raises(tmp_path: Path) -> None:

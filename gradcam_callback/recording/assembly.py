@@ -15,6 +15,7 @@ from gradcam_callback.recording.recording import Recording
 from gradcam_callback.recording.records import UNRECORDED, LayerMaps, Look, ProbePictures, Record
 
 LARGEST = 1 << 31  # bytes of all maps of a layer
+MOST_MAPS = 1 << 24  # looks x targets x probes
 
 
 @dataclass
@@ -89,9 +90,10 @@ def _without_superseded(records: Sequence[Record], notes: list[str]) -> list[Rec
 
 
 def _recording(name: str, stage: str, callback: int, series: _Series, notes: Sequence[str]) -> Recording:
-    looks, notes = series.looks, list(notes)
-    pictures = _used_pictures(series)
-    axes = _Axes.of(looks, pictures)
+    notes = list(notes)
+    looks = _within_memory(series.looks, notes)
+    pictures = _used_pictures(looks, series.pictures)
+    axes = _Axes.of(looks)
     layers = {layer: _layer(layer, looks, axes, notes) for layer in axes.layers if _fits(layer, looks, axes, notes)}
     numbers = [tuple(getattr(look.origin, item) for look in looks) for item in ("epoch", "step", "wall_time")]
     known = {record.fingerprint: position for position, record in enumerate(pictures)}
@@ -122,10 +124,26 @@ def _recording(name: str, stage: str, callback: int, series: _Series, notes: Seq
     )
 
 
-def _used_pictures(series: _Series) -> list[ProbePictures]:
-    """Those of the looks that are left, in the order of their first look."""
-    order = dict.fromkeys(look.probe_set for look in series.looks)
-    return [series.pictures[key] for key in order if key in series.pictures]
+def _within_memory(looks: Sequence[Look], notes: list[str]) -> list[Look]:
+    """All looks; where their arrays would take too much memory, those that are like the last one.
+
+    Each look takes the room of all targets of the run, and of the most probes.
+    """
+    axes = _Axes.of(looks)
+    if len(looks) * len(axes.targets) * axes.probes <= MOST_MAPS:
+        return list(looks)
+    last = looks[-1]
+    alike = [look for look in looks if look.targets == last.targets and look.predictions.size == last.predictions.size]
+    most = max(1, MOST_MAPS // last.classes.size)
+    kept = alike[-most:]
+    notes.append(f"{len(looks) - len(kept)} earlier look(s) were left out: together they would take too much memory.")
+    return kept
+
+
+def _used_pictures(looks: Sequence[Look], pictures: Mapping[str, ProbePictures]) -> list[ProbePictures]:
+    """Those of the looks, in the order of their first look."""
+    order = dict.fromkeys((look.probe_set, look.predictions.size) for look in looks)
+    return [pictures[key] for key, probes in order if key in pictures and len(pictures[key].names) == probes]
 
 
 # Arrays
@@ -140,11 +158,10 @@ class _Axes:
     probes: int
 
     @classmethod
-    def of(cls, looks: Sequence[Look], pictures: Sequence[ProbePictures]) -> _Axes:
+    def of(cls, looks: Sequence[Look]) -> _Axes:
         layers = dict.fromkeys(layer.name for look in looks for layer in look.layers)
         targets = dict.fromkeys(title for look in looks for title in target_titles(look))
-        probes = max((look.predictions.size for look in looks), default=0)
-        return cls(tuple(layers), tuple(targets), max([probes, *(len(record.names) for record in pictures)]))
+        return cls(tuple(layers), tuple(targets), max((look.predictions.size for look in looks), default=0))
 
     def rows(self, look: Look) -> list[int]:
         """Where the targets of a look stand."""
@@ -153,12 +170,20 @@ class _Axes:
 
 def target_titles(look: Look) -> list[str]:
     """The titles of a look's targets; equal ones are numbered."""
-    seen: Counter[str] = Counter()
-    titles = []
-    for title in look.targets:
-        seen[title] += 1
-        titles.append(title if seen[title] == 1 else f"{title} ({seen[title]})")
-    return titles
+    return told_apart(look.targets)
+
+
+def told_apart(texts: Iterable[str]) -> list[str]:
+    """The same texts, equal ones with a number: "mean", "mean (2)"."""
+    different: dict[str, None] = {}
+    equal: Counter[str] = Counter()
+    for text in texts:
+        name = text
+        while name in different:
+            equal[text] += 1
+            name = f"{text} ({equal[text] + 1})"
+        different[name] = None
+    return list(different)
 
 
 def _by_layer(layers: Mapping[str, Mapping[str, Array]]) -> dict[str, Any]:

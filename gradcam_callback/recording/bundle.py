@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from gradcam_callback.recording.assembly import name_of
+from gradcam_callback.recording.assembly import name_of, told_apart
 from gradcam_callback.recording.payload import Array
 from gradcam_callback.recording.recording import Recording
 from gradcam_callback.recording.records import ProbePictures
@@ -61,7 +62,9 @@ def bundle(recording: Recording) -> bytes:
 
 def report_of(recordings: Sequence[Recording]) -> str:
     """One HTML file that shows these runs and needs nothing else."""
-    return build_report([Run(one.name, bundle(one)) for one in recordings])
+    names = told_apart(one.name for one in recordings)
+    named = (replace(one, name=name) for one, name in zip(recordings, names, strict=True))
+    return build_report([Run(one.name, bundle(one)) for one in named])
 
 
 def _series(recording: Recording, blocks: _Blocks) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def _frames(stream: IO[bytes], size: int) -> Iterator[tuple[bytes, str]]:
             return
         length, _ = _HEADER.unpack(header)
         if position + length + _CHECKSUM > size:  # asked before memory is taken
-            yield b"", "it is cut short, or the file is damaged here"
+            yield b"", "it is cut short, or the file is damaged here, and what stands behind it cannot be found"
             return
         yield stream.read(length), ""
         stream.read(_CHECKSUM)

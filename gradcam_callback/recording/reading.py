@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from gradcam_callback.recording.assembly import assemble, together
 from gradcam_callback.recording.event_files import StoredRecord, find_event_files, read_records
-from gradcam_callback.recording.payload import UnreadableError
+from gradcam_callback.recording.payload import Room, UnreadableError
 from gradcam_callback.recording.recording import Recording
 from gradcam_callback.recording.records import Record, from_bytes
 
@@ -44,10 +44,12 @@ def read_runs(path: str | os.PathLike[str]) -> list[Recording]:
     """
     root = os.fspath(path)
     runs, notes = [], list[str]()
-    for folder, files in find_event_files(root).items():
+    folders = find_event_files(root)
+    names = _names(list(folders))
+    for folder, files in folders.items():
         stored = [record for file in files for record in read_records(root, file)]
         records, problems = decode(stored)
-        found = assemble("/".join(folder.split("/")[-2:]), records, problems)
+        found = assemble(names[folder], records, problems)
         if found:
             runs.append(together(found))
         notes += problems
@@ -59,14 +61,26 @@ def read_runs(path: str | os.PathLike[str]) -> list[Recording]:
     return runs
 
 
+def _names(folders: Sequence[str]) -> dict[str, str]:
+    """The end of each path: its last two parts, or as many as tell it from the others."""
+    count = 2
+    while len({_end(folder, count) for folder in folders}) < len(folders):
+        count += 1
+    return {folder: _end(folder, count) for folder in folders}
+
+
+def _end(folder: str, count: int) -> str:
+    return "/".join(folder.split("/")[-count:])
+
+
 def decode(stored: Iterable[StoredRecord]) -> tuple[list[Record], list[str]]:
     """The records that can be read, and a sentence about each that cannot."""
-    records, problems = list[Record](), list[str]()
+    records, problems, room = list[Record](), list[str](), Room()
     for one in stored:
         problem = one.problem
         if not problem:
             try:
-                records.append(from_bytes(one.payload))
+                records.append(from_bytes(one.payload, room))
             except UnreadableError as error:
                 problem = str(error)
         if problem:

@@ -81,7 +81,7 @@ class _Pictures(Sequence[NDArray[np.uint8]]):
 
     def __getitem__(self, index: Any) -> Any:
         image = self._record.images[index].content
-        return np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))
+        return np.asarray(Image.open(io.BytesIO(image), formats=("PNG", "JPEG")).convert("RGB"))
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no one answer to ==

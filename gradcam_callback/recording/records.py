@@ -5,21 +5,38 @@ Axes: `T` targets, `N` probes, `S` the space of a layer's maps (`h w`; of signal
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import numpy as np
 
-from gradcam_callback.recording.payload import Array, UnreadableError, pack, unpack
+from gradcam_callback.recording.payload import Array, Room, UnreadableError, pack, unpack
 
 STATES = ("ok", "none", "zero", "non_finite", "absent")
 """What a gradient is worth, by its code in a record."""
 UNRECORDED = 255
 """The code of what a look does not hold."""
 LARGEST_NUMBER = 1 << 53  # JavaScript counts as far
+MOST_TARGETS = 1 << 10
 EMPTY, BRIDGED = 1, 2
 """Flags of a map: every channel speaks against the class; it was drawn across a cut."""
+
+_TYPES = {
+    **dict.fromkeys(("levels", "states", "flags"), "uint8"),
+    **dict.fromkeys(("classes", "predictions"), "int32"),
+    **dict.fromkeys(("peaks", "norms", "extents", "boxes", "scores"), "float32"),
+    **dict.fromkeys(("target_probabilities", "prediction_probabilities", "label_probabilities"), "float32"),
+}
+_OF_ALERTS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("status", "subject", "message", "remedy", "url"), (str,)),
+    **dict.fromkeys(("layer", "cause"), (str, type(None))),
+    **dict.fromkeys(("step", "epoch"), (int,)),
+    **dict.fromkeys(("probes", "targets"), (list,)),
+    "concerns_all": (bool,),
+    "location": (dict, type(None)),
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +75,8 @@ class Origin:
         if not all(0 <= count < LARGEST_NUMBER for count in (number, epoch, step)):
             raise UnreadableError(f"its number, epoch and step are {number}, {epoch} and {step}")
         session, wall_time = (float(start), str(name)), float(given["wall_time"])
+        if not (math.isfinite(session[0]) and math.isfinite(wall_time)):
+            raise UnreadableError(f"its times are {start} and {wall_time}")
         return cls(str(given["stage"]), int(given["callback"]), session, number, epoch, step, wall_time)
 
 
@@ -92,7 +111,7 @@ class LayerMaps:
         Raises:
             UnreadableError: They do not.
         """
-        if self.levels.shape[:2] != shape or not 3 <= self.levels.ndim <= 5 or self.levels.dtype != np.uint8:
+        if self.levels.shape[:2] != shape or not 3 <= self.levels.ndim <= 5 or not self.levels.size:
             raise UnreadableError(f"the maps of {self.name!r} have the shape {self.levels.shape}")
         if any(array.shape != shape for array in (self.peaks, self.states, self.flags, self.norms)):
             raise UnreadableError(f"the arrays of {self.name!r} differ in their shapes")
@@ -149,6 +168,8 @@ class Look:
         by_probe = (self.predictions, self.prediction_probabilities, self.label_probabilities)
         if any(array.shape != shape for array in by_target) or any(array.shape != shape[1:] for array in by_probe):
             raise UnreadableError("the numbers of targets and probes do not agree")
+        if 0 in shape or shape[0] > MOST_TARGETS:
+            raise UnreadableError(f"it is of {shape[0]} targets and {shape[1]} probes")
         if self.boxes is not None and self.boxes.shape != (*shape, 4):
             raise UnreadableError(f"the boxes have the shape {self.boxes.shape}")
         for layer in self.layers:
@@ -170,6 +191,11 @@ class ProbeImage:
     width: int
     height: int
     slices: int = 1
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Width, height and slices."""
+        return self.width, self.height, self.slices
 
     @property
     def media_type(self) -> str:
@@ -209,6 +235,8 @@ class ProbePictures:
         """
         if len({len(self.names), len(self.labels), len(self.label_texts), len(self.images)}) != 1:
             raise UnreadableError("it does not hold one name, label and picture a probe")
+        if not all(0 < size < LARGEST_NUMBER for image in self.images for size in image.sizes):
+            raise UnreadableError("a picture in it has no size")
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +265,7 @@ def to_bytes(record: Record) -> bytes:
     if isinstance(record, ProbePictures):
         told = ("fingerprint", "names", "labels", "label_texts", "class_names")
         header |= {name: getattr(record, name) for name in told}
-        header["sizes"] = [[image.width, image.height, image.slices] for image in record.images]
+        header["sizes"] = [image.sizes for image in record.images]
         pictures = {str(n): np.frombuffer(image.content, np.uint8) for n, image in enumerate(record.images)}
         return pack(header, pictures)
     header |= {name: getattr(record, name) for name in ("method", "task", "targets", "probe_set", "alerts")}
@@ -248,16 +276,20 @@ def to_bytes(record: Record) -> bytes:
     return pack(header, arrays)
 
 
-def from_bytes(payload: bytes) -> Record:
+def from_bytes(payload: bytes, room: Room | None = None) -> Record:
     """The record that was written.
+
+    Args:
+        payload: As `to_bytes` returned it.
+        room: For this record and others; None: for this one alone.
 
     Raises:
         UnreadableError: It cannot be read; the message says why.
     """
-    header, arrays = unpack(payload)
+    header, arrays = unpack(payload, room)
     try:
         record = _of_kind(header, arrays)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         if isinstance(error, UnreadableError):
             raise
         raise UnreadableError(f"something is missing in it ({type(error).__name__}: {error})") from error
@@ -307,7 +339,18 @@ def _alerts(header: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     alerts = tuple(header["alerts"])
     if not all(isinstance(alert, dict) for alert in alerts):
         raise UnreadableError("an alert in it is no record")
+    for alert in alerts:
+        _check_alert(alert)
     return alerts
+
+
+def _check_alert(alert: Mapping[str, Any]) -> None:
+    for name, types in _OF_ALERTS.items():
+        if name in alert and not isinstance(alert[name], types):
+            raise UnreadableError(f"an alert in it has no usable {name}")
+    numbers = [alert.get("step", 0), alert.get("epoch", 0), *alert.get("probes", [])]
+    if not all(isinstance(number, int) and 0 <= number < LARGEST_NUMBER for number in numbers):
+        raise UnreadableError("an alert in it has no usable step, epoch or probes")
 
 
 def _arrays_of(part: Look | LayerMaps, prefix: str) -> dict[str, Array]:
@@ -316,5 +359,8 @@ def _arrays_of(part: Look | LayerMaps, prefix: str) -> dict[str, Array]:
 
 
 def _arrays_for(kind: type[Look] | type[LayerMaps], arrays: Mapping[str, Array], prefix: str) -> dict[str, Any]:
-    names = (item.name for item in fields(kind))
-    return {name: arrays[prefix + name] for name in names if prefix + name in arrays}
+    names = [item.name for item in fields(kind) if prefix + item.name in arrays]
+    for name in names:
+        if arrays[prefix + name].dtype.name != _TYPES.get(name):
+            raise UnreadableError(f"the array {prefix + name!r} is of the type {arrays[prefix + name].dtype.name}")
+    return {name: arrays[prefix + name] for name in names}

@@ -58,6 +58,10 @@ class PanelSchedule:
             self._written = look
         return is_due
 
+    def forget(self) -> None:
+        """Have the next look written: there was none, or no panels could be made of it."""
+        self._written = None
+
     def take(self, panels: Mapping[str, Panel], step: int, epoch: int) -> Mapping[str, Panel]:
         """Those of these panels that are written now."""
         if self._option != "last":

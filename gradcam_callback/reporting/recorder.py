@@ -24,10 +24,12 @@ class PendingRecord:
     Attributes:
         tag: Where it is written.
         make: Makes it.
+        on_failure: Called where it could not be made or written.
     """
 
     tag: str
     make: Callable[[], Record]
+    on_failure: Callable[[], None] = lambda: None
 
     @cached_property
     def record(self) -> Record:
@@ -79,7 +81,8 @@ class Recorder:
             look, encode_probes = seen.look, seen.encode_probes
             if look.probe_set not in self._written:
                 self._written.add(look.probe_set)
-                yield self._pending(ProbePictures.KIND, encode_probes, step, epoch)
+                retry = partial(self._written.discard, look.probe_set)  # at the next look
+                yield replace(self._pending(ProbePictures.KIND, encode_probes, step, epoch), on_failure=retry)
 
             def make(origin: Origin) -> Look:
                 return replace(look, origin=origin, alerts=_records_of(told))

@@ -108,6 +108,8 @@ class BackgroundWriter:
             sink.flush() if report is None else sink.write(report)
         except BaseException as failure:  # a full disk, a closed writer, an exit: the training must not notice
             self._note(number, tag, failure)
+            for record in () if report is None else report.records:
+                record.on_failure()
         else:
             if report is not None:  # that nothing had to be flushed proves nothing
                 self._note(number, tag, None)

@@ -7,13 +7,15 @@ import hashlib
 import json
 import logging
 import mimetypes
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from tensorboard import errors, plugin_util
 from tensorboard.backend import http_util
+from tensorboard.context import RequestContext
 from tensorboard.data.provider import RunTagFilter
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
@@ -68,6 +70,7 @@ class GradCAMPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard 
 
     def __init__(self, context: base_plugin.TBContext) -> None:
         self._provider = context.data_provider
+        self._lock = threading.Lock()
         self._bundles: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self._files = {path.relative_to(WEB).as_posix(): path for path in WEB.rglob("*") if path.is_file()}
 
@@ -76,8 +79,12 @@ class GradCAMPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard 
         return {"/runs": self._serve_runs, "/bundle": self._serve_bundle, "/web/*": self._serve_file}
 
     def is_active(self) -> bool:
-        """Leave it to TensorBoard, which finds out by itself whether any run has data of this plugin."""
-        return False
+        """Whether any run has a recording; asked often, and without a request."""
+        try:
+            ctx = RequestContext()
+            return bool(self._provider.list_tensors(ctx, experiment_id="", plugin_name=PLUGIN))
+        except Exception:  # it is asked again
+            return False
 
     def frontend_metadata(self) -> base_plugin.FrontendMetadata:
         """What TensorBoard shows of the plugin, and where its front end is."""
@@ -109,7 +116,13 @@ class GradCAMPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard 
         series = self._list(request, run)
         if run not in series:
             raise errors.NotFoundError(f"There is no recording of the run {run!r}.")
-        key = run, _version(series[run])
+        with self._lock:  # TensorBoard answers in several threads, and one bundle at a time takes memory enough
+            content = self._bundle(request, run, _version(series[run]))
+        return _respond(request, content, "application/octet-stream")
+
+    def _bundle(self, request: wrappers.Request, run: str, version: str) -> bytes:
+        """What was made of this version of the run, or is made now."""
+        key = run, version
         if key not in self._bundles:
             content = self._make_bundle(request, run)
             for old in [known for known in self._bundles if known[0] == run]:
@@ -118,7 +131,7 @@ class GradCAMPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard 
             while len(self._bundles) > _KEPT_BUNDLES:
                 self._bundles.popitem(last=False)
         self._bundles.move_to_end(key)
-        return _respond(request, self._bundles[key], "application/octet-stream")
+        return self._bundles[key]
 
     def _list(self, request: wrappers.Request, run: str | None = None) -> Mapping[str, Mapping[str, Any]]:
         """What is known of the records of each run, by tag."""
@@ -130,29 +143,49 @@ class GradCAMPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard 
         from gradcam_callback.recording.bundle import bundle
         from gradcam_callback.recording.reading import decode
 
-        tags = self._provider.read_tensors(downsample=_ALL, **self._query(request, run)).get(run, {})
-        stored = (
-            StoredRecord(f"{tag}, step {datum.step}", bytes(datum.numpy.reshape(-1)[0]))
-            for tag, data in tags.items()
-            for datum in data
-        )
-        recordings = assemble(run, *decode(stored))
+        records, problems = decode(self._stored(request, run))
+        recordings = assemble(run, records, problems)
         if not recordings:
-            raise errors.NotFoundError(f"No record of the run {run!r} could be read.")
+            raise errors.NotFoundError(" ".join([f"No record of the run {run!r} could be read.", *problems[:3]]))
         return bundle(together(recordings))
 
-    def _query(self, request: wrappers.Request, run: str | None) -> dict[str, Any]:
+    def _stored(self, request: wrappers.Request, run: str) -> Iterator[StoredRecord]:
+        """The records of a run, and what TensorBoard itself cannot read; at one such tag it fails at all of them."""
+        try:
+            tags = self._provider.read_tensors(downsample=_ALL, **self._query(request, run)).get(run, {})
+        except Exception:
+            tags = self._provider.list_tensors(**self._query(request, run)).get(run, {})
+            for tag in tags:
+                try:
+                    query = self._query(request, run, tag)
+                    data = self._provider.read_tensors(downsample=_ALL, **query).get(run, {}).get(tag, [])
+                except Exception as error:
+                    yield StoredRecord(tag, problem=f"{type(error).__name__}: {error}")
+                else:
+                    yield from (_stored_record(tag, datum) for datum in data)
+        else:
+            yield from (_stored_record(tag, datum) for tag, data in tags.items() for datum in data)
+
+    def _query(self, request: wrappers.Request, run: str | None, tag: str | None = None) -> dict[str, Any]:
         return {
             "ctx": plugin_util.context(request.environ),
             "experiment_id": plugin_util.experiment_id(request.environ),
             "plugin_name": PLUGIN,
-            "run_tag_filter": None if run is None else RunTagFilter(runs=[run]),
+            "run_tag_filter": None if run is None else RunTagFilter([run], None if tag is None else [tag]),
         }
 
 
 def _time(tags: Mapping[str, Any]) -> float:
     """When the last record was written, in seconds since 1970."""
     return max(float(series.max_wall_time) for series in tags.values())
+
+
+def _stored_record(tag: str, datum: Any) -> StoredRecord:
+    place, values = f"{tag}, step {datum.step}", datum.numpy.reshape(-1)
+    # Of anything else than bytes `bytes` would make some.
+    if len(values) != 1 or not isinstance(values[0], bytes):
+        return StoredRecord(place, problem="its tensor holds no bytes")
+    return StoredRecord(place, values[0])
 
 
 def _version(tags: Mapping[str, Any]) -> str:

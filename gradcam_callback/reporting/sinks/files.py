@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import time
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -144,8 +145,7 @@ class _Folder:
         """Append to a file, or write it anew where the file system cannot append."""
         whole = self._prepared(path, len(content))
         if self._is_local:
-            with open(whole, "ab") as file:
-                file.write(content)
+            _append(whole, content)
         else:
             before = self._system.cat_file(whole) if self._system.exists(whole) else b""
             self._system.pipe_file(whole, before + content)
@@ -157,6 +157,19 @@ class _Folder:
         if self._is_local:
             ensure_space(parent, size)
         return whole
+
+
+def _append(path: str, content: bytes) -> None:
+    """Append all of it or nothing: behind half a record nobody could find the next one."""
+    with open(path, "ab", buffering=0) as file:
+        end, left = file.tell(), memoryview(content)
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except BaseException:
+            with suppress(OSError):  # the first error tells what is wrong
+                file.truncate(end)
+            raise
 
 
 def file_path(tag: str) -> str:

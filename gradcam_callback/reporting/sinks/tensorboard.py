@@ -53,6 +53,8 @@ class TensorBoardSink:
         self._experiment.flush()
 
     def _add(self, summary: Any, step: int) -> None:
+        if getattr(self._experiment, "file_writer", self) is None:  # the next scalar of the training opens another
+            raise OSError("The event file was closed")
         self.flush()  # what waits in the queue takes space, too
         ensure_space_in_events(self._experiment, summary.ByteSize())
         self._experiment._get_file_writer().add_summary(summary, step)
