@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from gradcam_callback.reporting.panel import Panel, PanelColumn
 from gradcam_callback.reporting.rendering import composition, typesetting
@@ -440,6 +440,17 @@ def test_captions_can_be_read_in_a_panel_that_is_shown_small(width):
     type_ = Typography.of_width(width)
     assert type_.caption.size * SHOWN_WIDTH / width >= READABLE
     assert min(style.size for style in vars(type_).values()) >= 12
+
+
+@pytest.mark.parametrize("width", [510, 748])
+def test_no_stroke_is_lost_where_tensorboard_leaves_pixels_out(width):
+    """It shows pictures with `image-rendering: pixelated`: rows and columns are left out, and none are blended."""
+    style = Typography.of_width(width).caption
+    line = Image.new("L", (width, 40), 255)
+    typesetting.Text((("l " * 12, style),)).draw(ImageDraw.Draw(line), 5, 5)
+    shown = np.asarray(line.resize((SHOWN_WIDTH, round(40 * SHOWN_WIDTH / width)), Image.Resampling.NEAREST))
+    strokes = (shown < 150).any(axis=0)
+    assert np.count_nonzero(np.diff(strokes.astype(int)) == 1) == 12
 
 
 def test_the_type_of_a_panel_with_many_columns_fits_its_cells():
