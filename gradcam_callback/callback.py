@@ -70,7 +70,13 @@ class GradCAMCallback(Callback):
             embedding, `{similarity: 0}`, the cosine to that of a probe, or to a vector. Of an autoencoder,
             `reconstruction`. Or a score of one's own by its dotted name: `target(output, batch)`, one number a sample;
             `{function: NAME, title: TITLE}` gives it a title.
-        method: `gradcam`, `gradcam++`, `hirescam`, `xgradcam` or `layercam`.
+        method: `gradcam`, `gradcam++`, `hirescam`, `xgradcam`, `layercam`, `gradcam_elementwise` or `eigengradcam`;
+            without a gradient `eigencam`, and `scorecam` and `ablationcam`, which cost a forward pass for each channel
+            of the layer and each probe; `smooth_gradcam`, which costs 16 a probe; for transformers `gradient_rollout`,
+            which costs one. Or one of your own by its dotted name: a function `(activation, gradient) -> map`, or a
+            class, with `{class_path: ..., init_args: ...}`.
+        method_on_null: Which method draws where there is no gradient, and no map across the cut: `scorecam`,
+            `ablationcam` or `eigencam`; the caption says so, and the alert stays. By default none does.
         output: Where the logits are in what forward returns: a key, an index, or from Python a function; by default
             they are found.
         layout: How the layers' outputs lie in space: `nchw`, `nhwc`, `tokens`, a grid of tokens with the number or the
@@ -124,7 +130,8 @@ class GradCAMCallback(Callback):
         target_layers: str | Sequence[str] = AUTO,
         probes: int | Sequence[int] | ProbeSource = 8,
         target: TargetOption = "predicted",
-        method: str = "gradcam",
+        method: str | dict[str, Any] | Callable[[Any, Any], Any] = "gradcam",
+        method_on_null: str | dict[str, Any] | None = None,
         output: int | str | Callable[[Any], Any] | None = None,
         layout: str | dict[str, Any] | Callable[[Any], Any] | None = None,
         forward: str = "forward",

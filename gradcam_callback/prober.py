@@ -39,7 +39,7 @@ class Prober:
         request = CAMRequest.of(
             settings.target_layers, settings.targets, settings.method, settings.output, settings.layout
         )
-        self._pass = ProbePass(request, bridge=settings.bridge)
+        self._pass = ProbePass(request, bridge=settings.bridge, method_on_null=settings.method_on_null)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -98,7 +98,7 @@ class Prober:
         """
         if result.render_failure is not None:
             raise result.render_failure
-        return renderer.seen(result.rendered, result.results, self.titles(renderer.probes), self._settings.method)
+        return renderer.seen(result.rendered, result.results, self.titles(renderer.probes), self._settings.method.name)
 
     def panels(self, trainer: Trainer, result: ProbePassResult, renderer: PassRenderer) -> dict[str, list[Panel]]:
         """The pages of each layer's panel.
@@ -106,7 +106,7 @@ class Prober:
         Raises:
             Exception: They could not be drawn.
         """
-        heading = f"{self._settings.method} · epoch {trainer.current_epoch} · step {trainer.global_step}"
+        heading = f"{self._settings.method.name} · epoch {trainer.current_epoch} · step {trainer.global_step}"
         heading += f" · {self.remark}" if self.remark else ""
         return renderer.panels(result.rendered, result.results, self.titles(renderer.probes), heading)
 

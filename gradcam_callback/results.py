@@ -44,6 +44,8 @@ class LayerHealth:
         cause: Why the gradient is not there, where the forward pass alone already tells; None otherwise.
         detail: That cause in words; empty where there is none.
         bridged: One flag a probe: there is no gradient, and the map was drawn across the cut. Empty: none was.
+        substituted: One flag a probe: there is no gradient, and the map is that of another method. Empty: none is.
+        substitute: That method.
         calls: How often the layer ran in the forward pass; 0 if it never did.
         call: Which of these calls is explained, counted from 0. Where the one that was asked for did not happen, that
             one all the same.
@@ -55,8 +57,16 @@ class LayerHealth:
     cause: Cause | None = None
     detail: str = ""
     bridged: tuple[bool, ...] = ()
+    substituted: tuple[bool, ...] = ()
+    substitute: str = ""
     calls: int = 1
     call: int = 0
+
+    @property
+    def drawn_without_gradient(self) -> tuple[bool, ...]:
+        """One flag a probe: there is no gradient, and a map all the same, across a cut or by another method."""
+        none = (False,) * len(self.state)
+        return tuple(map(any, zip(self.bridged or none, self.substituted or none, strict=True)))
 
     @property
     def null_probes(self) -> tuple[int, ...]:

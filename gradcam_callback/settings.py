@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from gradcam_callback import options
-from gradcam_callback.engine import layers, layouts, methods
+from gradcam_callback.engine import layers, layouts
 from gradcam_callback.engine.layouts import LayoutInput
+from gradcam_callback.engine.methods import Method, as_method, as_method_on_null
 from gradcam_callback.engine.targets import Target, Task, as_target
 from gradcam_callback.options import OnNull, PanelOption, Scale
 from gradcam_callback.probes import ProbeSet, ProbeSource, as_source, forward_inputs
@@ -28,7 +29,9 @@ class Settings:
     source: ProbeSource
     targets: tuple[Target, ...]
     target_texts: tuple[str, ...]
-    method: str
+    method: Method
+    method_text: str
+    method_on_null: Method | None
     output: int | str | Callable[[Any], Any] | None
     layout: LayoutInput
     forward: str
@@ -56,7 +59,12 @@ class Settings:
             ValueError: An option has a value that is not possible; the message says which are.
             TypeError: An option is of a wrong type.
         """
-        methods.find_method(given["method"])
+        chosen, on_null = as_method(given["method"]), given["method_on_null"]
+        given |= {
+            "method": chosen,
+            "method_text": _method_text(given["method"]),
+            "method_on_null": None if on_null is None else as_method_on_null(on_null),
+        }
         colormap_table(given["colormap"])
         options.check_options(given["every_n_epochs"], given["opacity"], given["class_names"], given["output"])
         layouts.as_layout(given["layout"])
@@ -92,7 +100,7 @@ class Settings:
         return {
             "target_layers": repr(self.target_layers),
             "target": f"({', '.join(self.target_texts)})",
-            "method": self.method,
+            "method": self.method_text,
             "output": _text(self.output),
             "layout": _text(self.layout),
             "forward": self.forward,
@@ -103,8 +111,12 @@ class Settings:
 
     def as_texts(self) -> dict[str, str]:
         """All options as texts that stay the same from run to run."""
-        explained = ("source", "output", "layout", "forward", "inputs", "task", "targets", "target_texts")
+        explained = (
+            *("source", "output", "layout", "forward", "inputs", "task", "targets", "target_texts"),
+            *("method", "method_text"),
+        )
         own = {name: repr(value) for name, value in vars(self).items() if name not in explained}
+        own["method_on_null"] = repr(None if self.method_on_null is None else self.method_on_null.name)
         return {**own, **self.request_texts()}
 
     def style_for(self, probes: ProbeSet) -> PanelStyle:
@@ -160,6 +172,10 @@ class Memory:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {**self.training, **self.loaded, "alerts": [alert.as_record() for alert in self.alerts]}
+
+
+def _method_text(given: Any) -> str:
+    return given if isinstance(given, str) else _text(given)
 
 
 def _text(option: Any) -> str:

@@ -46,7 +46,7 @@ def test_parts_are_put_together_in_their_order_with_the_cause_of_any() -> None:
 def test_across_a_cut_a_map_of_its_own_is_kept() -> None:
     """Where a part of the way is cut, the map across it is another one."""
     own = results(layer=fine(1.0, NAN, 0.0), other=fine(7.0, 7.0, 7.0))
-    crossed = own.crossed(results(layer=fine(5.0, 6.0, NAN)))
+    crossed = own.completed(results(layer=fine(5.0, 6.0, NAN)))
     for result in crossed.by_target:
         first: Tensor = result.cams["layer"][:, 0, 0]
         assert first.nan_to_num(-1).tolist() == [1, 6, -1]

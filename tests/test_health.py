@@ -117,7 +117,7 @@ def test_a_double_map_beyond_single_precision_is_not_drawn_as_infinity() -> None
     assert found.cam.isnan().all()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.extra_forwards == 0])
 @pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e20])
 def test_a_tiny_or_huge_gradient_is_neither_zero_nor_empty(name: str, scale: float) -> None:
     health = verdict(ONES, ONES * scale, METHODS[name].map(ONES, ONES * scale))

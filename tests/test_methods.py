@@ -10,6 +10,8 @@ from torch import Tensor
 
 from gradcam_callback.engine.methods import (
     METHODS,
+    FormulaMethod,
+    as_method,
     find_method,
     gradcam,
     gradcam_plus_plus,
@@ -17,6 +19,8 @@ from gradcam_callback.engine.methods import (
     layercam,
     xgradcam,
 )
+
+OF_GRADIENTS = [name for name, one in METHODS.items() if isinstance(one, FormulaMethod) and one.needs_gradient]
 
 NAN, INF = math.nan, math.inf
 
@@ -40,23 +44,34 @@ BY_HAND = {
     "hirescam": [[0.0, 0.0], [2.0, 0.0]],
     "xgradcam": [[0.0, 0.0], [2.0 - 0.9, 4.0 - 1.2]],
     "layercam": [[0.0, 0.0], [2.0, 4.0]],
+    "gradcam_elementwise": [[1.0, 0.0], [2.0, 4.0]],
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", BY_HAND)
 def test_map_by_hand(name: str) -> None:
     torch.testing.assert_close(METHODS[name].map(ACTIVATION, GRADIENT), torch.tensor([BY_HAND[name]]))
 
 
-def test_every_method_is_there_under_its_name() -> None:
-    formulas = (gradcam, gradcam_plus_plus, hirescam, xgradcam, layercam)
-    names = ("gradcam", "gradcam++", "hirescam", "xgradcam", "layercam")
-    activation, gradient = random_pair(6)
-    assert tuple(METHODS) == names
-    for name, formula in zip(names, formulas, strict=True):
-        method = METHODS[name]
-        assert (method.name, method.needs_gradient, method.extra_forwards) == (name, True, 0)
-        assert torch.equal(method.map(activation, gradient), formula(activation, gradient))
+NEEDS: dict[str, tuple[bool, int | str]] = {
+    "gradcam": (True, 0),
+    "gradcam++": (True, 0),
+    "hirescam": (True, 0),
+    "xgradcam": (True, 0),
+    "layercam": (True, 0),
+    "gradcam_elementwise": (True, 0),
+    "eigencam": (False, 0),
+    "eigengradcam": (True, 0),
+    "smooth_gradcam": (True, 16),
+    "scorecam": (False, "per channel"),
+    "ablationcam": (False, "per channel"),
+    "gradient_rollout": (True, 1),
+}
+
+
+def test_every_method_declares_what_it_needs() -> None:
+    assert {name: (method.needs_gradient, method.extra_forwards) for name, method in METHODS.items()} == NEEDS
+    assert [method.name for method in METHODS.values()] == list(METHODS)
 
 
 def random_pair(seed: int, samples: int = 3) -> tuple[Tensor, Tensor]:
@@ -65,7 +80,7 @@ def random_pair(seed: int, samples: int = 3) -> tuple[Tensor, Tensor]:
     return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", OF_GRADIENTS)
 def test_properties_of_every_method(name: str) -> None:
     method = METHODS[name].map
     for seed in range(5):
@@ -89,7 +104,7 @@ def test_properties_of_every_method(name: str) -> None:
             torch.testing.assert_close(cam, wider, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "gradcam++"])
+@pytest.mark.parametrize("name", [name for name in OF_GRADIENTS if name != "gradcam++"])
 @pytest.mark.parametrize("factor", [1e-30, 0.5, 1e30])
 def test_maps_grow_with_the_gradient(name: str, factor: float) -> None:
     activation, gradient = random_pair(0)
@@ -139,7 +154,7 @@ def test_gradcam_plus_plus_gives_a_place_with_a_denominator_of_zero_no_weight() 
     torch.testing.assert_close(cam, torch.tensor([[[4 / 6, 4 / 6]]]))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", OF_GRADIENTS)
 def test_a_map_of_nothing_is_zero(name: str) -> None:
     activation, gradient = random_pair(4)
     for pair in ((activation, torch.zeros_like(gradient)), (torch.zeros_like(activation), gradient)):
@@ -149,7 +164,7 @@ def test_a_map_of_nothing_is_zero(name: str) -> None:
 # What is not finite stays so
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", OF_GRADIENTS)
 @pytest.mark.parametrize("where", ["activation", "gradient"])
 @pytest.mark.parametrize("other", [1.0, 0.0, -1.0])
 def test_nan_goes_in_and_comes_out(name: str, where: str, other: float) -> None:
@@ -158,14 +173,14 @@ def test_nan_goes_in_and_comes_out(name: str, where: str, other: float) -> None:
     assert METHODS[name].map(*pair).isnan().any()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", OF_GRADIENTS)
 @pytest.mark.parametrize("activation", [0.0, 1.0])
 def test_a_gradient_of_nan_alone_never_becomes_a_map(name: str, activation: float) -> None:
     cam = METHODS[name].map(channels([activation, activation]), channels([NAN, NAN]))
     assert cam.isnan().all()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", OF_GRADIENTS)
 def test_one_bad_sample_spoils_only_its_own_map(name: str) -> None:
     activation, gradient = random_pair(5)
     clean = METHODS[name].map(activation, gradient)
@@ -193,6 +208,59 @@ def test_an_unknown_method_is_answered_with_the_closest_and_with_all(name: str, 
     message = str(caught.value)
     assert repr(name) in message
     assert message.endswith(f"Did you mean {meant!r}?")
+
+
+def of_first_channel(activation: Tensor, gradient: Tensor) -> Tensor:
+    """A user's own method."""
+    return activation[:, 0] * gradient[:, 0]
+
+
+class Scaled:
+    """Another, with an option and a budget."""
+
+    needs_gradient, extra_forwards = False, 3
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def map(self, activation: Tensor, gradient: None, rerun: object) -> Tensor:
+        return activation.sum(1) * self.factor
+
+
+def test_a_users_own_method_comes_as_a_function_or_by_its_dotted_name() -> None:
+    for given in (of_first_channel, f"{__name__}.of_first_channel"):
+        method = as_method(given)
+        assert (method.name, method.needs_gradient, method.extra_forwards) == ("of_first_channel", True, 0)
+        assert method.map(ACTIVATION, GRADIENT).tolist() == [[[1.0, 0.0], [0.0, 0.0]]]
+
+
+def test_a_users_own_class_declares_what_it_needs() -> None:
+    for given in (Scaled(2.0), {"class_path": f"{__name__}.Scaled", "init_args": {"factor": 2.0}}):
+        method = as_method(given)
+        assert (method.name, method.needs_gradient, method.extra_forwards) == ("Scaled", False, 3)
+        assert method.map(ACTIVATION, None, None).tolist() == [[[0.0, 4.0], [8.0, 12.0]]]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("no.such.function", "'no.such.function' could not be imported: ModuleNotFoundError"),
+        (f"{__name__}.ACTIVATION", "There is no method"),
+        ({"class_path": f"{__name__}.Scaled"}, "could not be imported: TypeError"),
+        ({"name": "gradcam"}, "A method of several entries has `class_path` and `init_args`"),
+    ],
+    ids=str,
+)
+def test_what_is_no_method_is_refused_with_the_reason(given: object, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        as_method(given)  # type: ignore[arg-type]
+
+
+def test_a_budget_that_is_no_number_is_refused() -> None:
+    method = Scaled(1.0)
+    method.extra_forwards = "many"  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"`extra_forwards` .* or 'per channel'; 'Scaled' has 'many'"):
+        as_method(method)
 
 
 @pytest.mark.parametrize("name", ["", None, 3, ["gradcam"]], ids=repr)

@@ -87,7 +87,7 @@ PLACES = [
     "engine.gradients.differentiate",
     "engine.health.examine",
     "engine.layers.find_layers",
-    "engine.methods.gradcam",
+    "engine.explain.make_map",
     "engine.replica.isolated",
     "execution.probe_pass.ProbePass.resolve",
     "execution.probe_pass.ProbePass.run",

@@ -14,6 +14,7 @@ from gradcam_callback import CAMResult, compute_cam
 from gradcam_callback.engine.device_results import judge
 from gradcam_callback.engine.explain import explain
 from gradcam_callback.engine.layouts import ChannelsFirst
+from gradcam_callback.engine.methods import Rerun
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.engine.targets import ClassTarget, OutputSpec, Scores
 
@@ -102,11 +103,38 @@ def test_a_method_says_what_it_needs_and_makes_the_map(images: Tensor) -> None:
     torch.testing.assert_close(result.cams["stem"][::2], Net().stem(images[::2]).mean(1).relu().detach())
 
 
-def test_a_method_that_needs_more_passes_is_refused() -> None:
-    method = Mean()
-    method.extra_forwards = 8
-    with pytest.raises(ValueError, match="'mean' needs 8 more forward passes a sample"):
-        CAMRequest.of("stem", method=method)
+class Halved:
+    """The mean of the channels, times the score of the images at half their brightness; it declares one pass."""
+
+    name, needs_gradient, extra_forwards = "halved", False, 1
+
+    def __init__(self, passes: int = 1) -> None:
+        self.passes = passes
+
+    def map(self, activation: Tensor, gradient: Tensor | None, rerun: Rerun) -> Tensor:
+        scores = rerun.scores_of_images(self.passes, lambda _number: rerun.images / 2)
+        return (activation.mean(1) * scores[0, :, None, None]).relu()
+
+
+def test_a_method_runs_the_model_again_as_often_as_it_has_declared(images: Tensor) -> None:
+    result = answer(images, CAMRequest.of("stem", [2], method=Halved()))
+    model = Net()
+    scores = model(images / 2)["logits"][:, 2, None, None]
+    expected = (model.stem(images).mean(1) * scores).relu().detach()
+    torch.testing.assert_close(result.cams["stem"], expected)
+
+
+def test_a_method_that_runs_the_model_more_often_is_refused(images: Tensor) -> None:
+    with pytest.raises(ValueError, match="'halved' asks for 2 more forward passes a sample, and has declared 1"):
+        answer(images, CAMRequest.of("stem", method=Halved(passes=2)))
+
+
+def test_a_map_of_another_shape_is_refused(images: Tensor) -> None:
+    def flat(activation: Tensor, gradient: Tensor) -> Tensor:
+        return activation.mean((1, 2, 3))
+
+    with pytest.raises(ValueError, match=r"'flat' has to make a map of shape \(3, 7, 5\) .* it made \(3,\)"):
+        answer(images, CAMRequest.of("stem", method=flat))
 
 
 # The request

@@ -38,6 +38,20 @@ def rows_of(batch: Any, samples: slice, count: int | None = None) -> Any:
     return taken(batch) if isinstance(batch, Tensor) else _mapped(batch, taken)
 
 
+def repeat_rows(batch: Any, times: int, count: int) -> Any:
+    """A batch of `count` samples several times, one after the other."""
+
+    def repeated(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            is_column = value.ndim and len(value) == count
+            return value.repeat(times, *[1] * (value.ndim - 1)) if is_column else value
+        if isinstance(value, list) and len(value) == count:
+            return value * times
+        return _mapped(value, repeated)
+
+    return repeated(batch) if isinstance(batch, Tensor) else _mapped(batch, repeated)
+
+
 def join_rows(parts: Sequence[Any]) -> Any:
     """One batch of single samples, each as `rows_of` gave it; tensors of different shapes become a list."""
 

@@ -131,7 +131,7 @@ def _recording_hook(
             return None
         behind = any(call is not None for other in recordings.values() for call in other.calls)
         reenabled = behind and not torch.is_grad_enabled()
-        leaf, handed_on = _begin_graph(activation, is_input=_holds((args, kwargs), activation))
+        leaf, handed_on = begin_graph(activation, is_input=_holds((args, kwargs), activation))
         if not recording.closed:
             recording.grad_reenabled_calls += [len(recording.calls)] if reenabled else []
             if begun is not None and recording.chosen in (None, len(recording.calls)):
@@ -163,7 +163,7 @@ def _holds(value: Any, tensor: Tensor) -> bool:
     return any(_holds(item, tensor) for item in value)
 
 
-def _begin_graph(activation: Tensor, *, is_input: bool) -> tuple[Tensor, Tensor]:
+def begin_graph(activation: Tensor, *, is_input: bool) -> tuple[Tensor, Tensor]:
     """The activation as a point to differentiate at, and the tensor that the rest of the network gets."""
     # The layer may lie in a `no_grad` block of the model. Gradients stay on from here to the end of that block; then
     # the block restores what was on before it.

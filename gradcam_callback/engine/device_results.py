@@ -105,10 +105,10 @@ class DeviceResults:
         return self._with([dict.fromkeys([layer], *result.examinations.values()) for result in self.by_target])
 
     @torch.inference_mode(False)
-    def crossed(self, across: DeviceResults) -> DeviceResults:
-        """The maps of `across`, of one layer, where this has none at that layer: there a cut was crossed."""
+    def completed(self, stand_in: DeviceResults) -> DeviceResults:
+        """The maps of `stand_in`, of one layer, where this has none at that layer."""
         patched = []
-        for own, other in zip(self.by_target, across.by_target, strict=True):
+        for own, other in zip(self.by_target, stand_in.by_target, strict=True):
             [(layer, found)] = other.examinations.items()
             cam = own.examinations[layer].cam
             cam = torch.where(cam.isnan().all(dim=tuple(range(1, cam.ndim)), keepdim=True), found.cam, cam)

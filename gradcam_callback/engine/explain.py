@@ -23,12 +23,14 @@ from gradcam_callback.engine.image_calls import calls_seeing_images
 from gradcam_callback.engine.inputs import Inputs, ModelInputs
 from gradcam_callback.engine.layers import AUTO, find_layers
 from gradcam_callback.engine.layouts import ChannelsFirst, LayoutInput, Unreadable, describe_output
+from gradcam_callback.engine.methods import MethodInput, make_map
 from gradcam_callback.engine.output_survey import survey_output
 from gradcam_callback.engine.references import with_references
 from gradcam_callback.engine.replica import Replica, ReplicaOptions, run_in_replica
 from gradcam_callback.engine.request import CAMRequest
+from gradcam_callback.engine.rerun import ModelRerun
 from gradcam_callback.engine.spaces import with_axes
-from gradcam_callback.engine.targets import OutputSpec, TargetInput
+from gradcam_callback.engine.targets import OutputSpec, Scores, Target, TargetInput
 from gradcam_callback.engine.transfer import copy_to_host
 from gradcam_callback.errors import BadInputError
 from gradcam_callback.results import CAMResult, GradientState, split_call
@@ -45,7 +47,7 @@ def compute_cam(
     target_layers: str | Sequence[str] = AUTO,
     *,
     target: TargetInput = "predicted",
-    method: str = "gradcam",
+    method: MethodInput = "gradcam",
     output: OutputSpec = None,
     layout: LayoutInput = None,
 ) -> CAMResult:
@@ -177,7 +179,7 @@ class _Pass:
 
     def run(self, observer: Callable[[], ForwardObserver] | None = None) -> DeviceResults | None:
         """All layers and targets from one forward pass; None where layers, or calls, would disturb each other."""
-        request, results = self.request, list[TargetResult]()
+        request, found = self.request, list[tuple[Target, Scores, Mapping[str, gradients.LayerGradient]]]()
         chosen: Mapping[str, int | None] = calls_seeing_images(self.model, self.inputs, self.layers)
         if observer is not None:
             chosen = self._from_zero(chosen)  # cuts are numbered from that call on
@@ -206,8 +208,8 @@ class _Pass:
                 )
                 if any(_is_disturbed(pair, recordings[name]) for name, pair in pairs.items()):
                     return None
-                found = {name: self._examine(name, pair, scores.values) for name, pair in pairs.items()}
-                results.append(TargetResult.of(scores, found))
+                found.append((target, scores.detached(), pairs))
+        results = [self._examined(target, scores, pairs) for target, scores, pairs in found]
         given = DeviceResults(tuple(results), self.inputs.size, sizes=self.inputs.sizes)
         is_padded = self.inputs.sizes is not None or any(result.scores.task == "detection" for result in results)
         return given.within(find_extents(self.model, self.inputs)) if is_padded and self.inputs.axes == 2 else given
@@ -249,13 +251,33 @@ class _Pass:
             for name, call in chosen.items()
         }
 
-    def _examine(self, name: str, pair: gradients.LayerGradient, scores: Tensor) -> health.Examination:
+    def _examined(self, target: Target, scores: Scores, pairs: Mapping[str, gradients.LayerGradient]) -> TargetResult:
+        """The maps and the judgement on them, layer by layer. Methods that run the model again do so here."""
+        found = {name: self._examine(name, pair, target, scores) for name, pair in pairs.items()}
+        return TargetResult.of(scores, found)
+
+    def _examine(self, name: str, pair: gradients.LayerGradient, target: Target, scores: Scores) -> health.Examination:
         if pair.bypassed:
             detail = f"The layer {name!r} is scripted, and takes no hooks."
-            return health.missing(None, scores, Cause.HOOK_BYPASSED, detail, axes=self.inputs.axes)
-        return replace(self._examine_call(name, pair, scores), calls=pair.calls, call=pair.call)
+            return health.missing(None, scores.values, Cause.HOOK_BYPASSED, detail, axes=self.inputs.axes)
+        rerun = self._rerun(name, pair.call, target, scores)
+        return replace(self._examine_call(name, pair, scores.values, rerun), calls=pair.calls, call=pair.call)
 
-    def _examine_call(self, name: str, pair: gradients.LayerGradient, scores: Tensor) -> health.Examination:
+    def _rerun(self, name: str, call: int, target: Target, scores: Scores) -> ModelRerun:
+        layout, output = self.request.layouts[name], self.request.output
+        if isinstance(layout, ObservedMaps):  # which it looks for only while the first pass is observed
+            layout = ChannelsFirst(self.inputs.axes)
+        layer, method = (name, self.layers[name]), self.request.method
+        if method.extra_forwards and self.request.samples_depend:
+            raise BadInputError(
+                f"The method {method.name!r} runs the model on changed samples, and in this model the samples of a "
+                "batch depend on each other: what is changed in one changes the scores of the others. Use 'gradcam'."
+            )
+        return ModelRerun(self.model, self.inputs, layer, layout, call, target, scores, output, method)
+
+    def _examine_call(
+        self, name: str, pair: gradients.LayerGradient, scores: Tensor, rerun: ModelRerun
+    ) -> health.Examination:
         layout, method = self.request.layouts[name], self.request.method
         if pair.activation is None:
             if not 0 <= pair.call < pair.calls:
@@ -274,9 +296,10 @@ class _Pass:
             seen = f"{describe_output(activation)}, with {activation.ndim - 2} axes of space"
             return self._unsupported(name, scores, f"{seen}: the inputs have {self.inputs.axes}.")
         gradient = None if pair.gradient is None else layout.to_maps(pair.gradient)
+        rerun.channels = activation.shape[1]
         with torch.autocast(scores.device.type, enabled=False):
-            cam = method.map(activation, gradient)
-            return health.examine(activation, gradient, cam, scores.detach())
+            cam = make_map(method, activation, gradient, rerun)
+            return health.examine(activation, gradient, cam, scores)
 
     def _unsupported(self, name: str, scores: Tensor, what: str) -> health.Examination:
         detail = f"The layer {name!r} returned {what}"

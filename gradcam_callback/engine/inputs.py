@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradcam_callback.engine.batch_rows import Placeholder, leaves, map_leaves, map_tensors, rows_of
+from gradcam_callback.engine.batch_rows import Placeholder, leaves, map_leaves, map_tensors, repeat_rows, rows_of
 from gradcam_callback.engine.layouts import Grid
 from gradcam_callback.errors import BadInputError
 
@@ -144,6 +144,13 @@ class ModelInputs:
     def with_images(self, images: Tensor) -> ModelInputs:
         """The same with other images of the same number."""
         return replace(self, images=images)
+
+    def with_variants(self, variants: Sequence[Tensor]) -> ModelInputs:
+        """Several batches of other images of the same number, one after the other, with what stands beside them."""
+        times, count = len(variants), len(self)
+        args, kwargs = (repeat_rows(given, times, count) for given in (self.args, dict(self.kwargs)))
+        sizes = None if self.sizes is None else self.sizes * times
+        return replace(self, images=torch.cat(list(variants)), args=args, kwargs=kwargs, sizes=sizes)
 
     def stacked(self) -> ModelInputs:
         """The same with one tensor of images in place of a list, whose images have one size."""

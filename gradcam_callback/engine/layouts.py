@@ -75,11 +75,15 @@ class Tokens:
     extras: tuple[int, ...] = ()
     axis: int = 1
 
+    @property
+    def count(self) -> int:
+        """How many tokens there are, extra ones among them."""
+        return math.prod(self.grid) + len(self.extras)
+
     def find_activation(self, output: Any) -> Tensor | None:
         """The first floating tensor with three axes and so many tokens, in nested containers too."""
-        count = math.prod(self.grid) + len(self.extras)
         sequences = (tensor for tensor in floating_tensors(output) if tensor.ndim == 3)
-        return next((tensor for tensor in sequences if tensor.shape[self.axis] == count), None)
+        return next((tensor for tensor in sequences if tensor.shape[self.axis] == self.count), None)
 
     def to_maps(self, activation: Tensor) -> Tensor:
         """The cells alone, in rows and columns."""

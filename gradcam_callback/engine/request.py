@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from gradcam_callback.engine.layers import AUTO, check_names
 from gradcam_callback.engine.layouts import Layout, LayoutInput, as_layout
-from gradcam_callback.engine.methods import Method, find_method
+from gradcam_callback.engine.methods import Method, MethodInput, as_method
 from gradcam_callback.engine.targets import OutputSpec, Target, TargetInput, as_target
-from gradcam_callback.errors import BadInputError
 
 
 @dataclass(frozen=True, eq=False)  # targets hold tensors
@@ -41,7 +40,7 @@ class CAMRequest:
         cls,
         layers: str | Sequence[str] = AUTO,
         targets: Sequence[TargetInput] = ("predicted",),
-        method: str | Method = "gradcam",
+        method: MethodInput = "gradcam",
         output: OutputSpec = None,
         layout: LayoutInput = None,
     ) -> CAMRequest:
@@ -50,14 +49,9 @@ class CAMRequest:
         Raises:
             TypeError: Layers or a target are of a wrong type.
             ValueError: There is no such method or layout; what follows a `#` in a layer's name is no number; a target
-                is no class; the method needs what there is not yet.
+                is no class.
         """
-        chosen = method if isinstance(method, Method) else find_method(method)
-        if chosen.extra_forwards:
-            raise BadInputError(
-                f"The method {chosen.name!r} needs {chosen.extra_forwards} more forward passes a sample. Possible are "
-                "methods that need none, such as 'gradcam'."
-            )
+        chosen = as_method(method)
         return cls(check_names(layers), tuple(map(as_target, targets)), chosen, output, as_layout(layout))
 
     def at(self, *layers: str) -> CAMRequest:

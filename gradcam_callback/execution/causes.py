@@ -10,8 +10,8 @@ from gradcam_callback.results import CAMResult, Diagnosis, GradientState, LayerH
 
 Diagnose = Callable[[str, int, tuple[int, ...]], Diagnosis]
 """From a layer, the position of a target and the probes without a gradient to the reason."""
-Cross = Callable[[str, frozenset[int]], DeviceResults | None]
-"""From a layer and the calls that have to be crossed to the maps across the cut."""
+StandIn = Callable[[str, frozenset[int]], "tuple[DeviceResults, str] | None"]
+"""From a layer and the calls that have to be crossed to other maps, and the method they are by; "" across the cut."""
 
 # The state of every probe at a layer, for every target: as long as it stays, the cause stays.
 _Health = tuple[tuple[GradientState, ...], ...]
@@ -19,10 +19,18 @@ _Health = tuple[tuple[GradientState, ...], ...]
 
 @dataclass(frozen=True)
 class Causes:
-    """Layer to the reason for its missing gradients, and to the results across the cut; and what failed in between."""
+    """What is known where gradients are missing.
+
+    Attributes:
+        diagnoses: Layer to the reason.
+        stand_ins: Layer to the results that stand in for the missing maps.
+        methods: Layer to the method that these are by; "" where they are across the cut.
+        failure: What failed in between.
+    """
 
     diagnoses: Mapping[str, Diagnosis]
-    crossings: Mapping[str, DeviceResults]
+    stand_ins: Mapping[str, DeviceResults]
+    methods: Mapping[str, str]
     failure: Exception | None = None
 
 
@@ -32,16 +40,17 @@ class CauseFinder:
     def __init__(self) -> None:
         self._known: dict[str, tuple[_Health, Diagnosis]] = {}
 
-    def find(self, judged: Sequence[CAMResult], diagnose: Diagnose, cross: Cross) -> Causes:
+    def find(self, judged: Sequence[CAMResult], diagnose: Diagnose, stand_in: StandIn) -> Causes:
         """The causes of what is missing in one pass.
 
         Args:
             judged: Its results, one a target.
             diagnose: Finds one cause.
-            cross: Explains a layer across a cut.
+            stand_in: Explains a layer in another way; None where there is none.
         """
         diagnoses: dict[str, Diagnosis] = {}
-        crossings: dict[str, DeviceResults] = {}
+        stand_ins: dict[str, DeviceResults] = {}
+        methods: dict[str, str] = {}
         known, self._known = self._known, {}
         try:
             for layer in judged[0].health:
@@ -53,33 +62,36 @@ class CauseFinder:
                 if reason is None or before != states:
                     reason = diagnose(layer, null, judged[null].health[layer].null_probes)
                 self._known[layer], diagnoses[layer] = (states, reason), reason
-                across = cross(layer, reason.bridges) if reason.bridges else None
-                if across is not None:
-                    crossings[layer] = across
+                other = stand_in(layer, reason.bridges)
+                if other is not None:
+                    stand_ins[layer], methods[layer] = other
         except Exception as error:  # the maps are right without a cause
-            return Causes(diagnoses, crossings, error)
-        return Causes(diagnoses, crossings)
+            return Causes(diagnoses, stand_ins, methods, error)
+        return Causes(diagnoses, stand_ins, methods)
 
 
 def with_causes(
-    results: Sequence[CAMResult], diagnoses: Mapping[str, Diagnosis], crossed: Mapping[str, Sequence[CAMResult]]
+    results: Sequence[CAMResult], causes: Causes, drawn: Mapping[str, Sequence[CAMResult]]
 ) -> list[CAMResult]:
-    """The results with causes, and with what was drawn across a cut, in the health of layers without a gradient."""
+    """The results with causes, and with what was drawn in another way, in the health of layers without a gradient."""
     complete = []
     for position, result in enumerate(results):
         health = dict(result.health)
-        for layer, reason in diagnoses.items():
+        for layer, reason in causes.diagnoses.items():
             if health[layer].null_probes:
                 health[layer] = replace(health[layer], cause=reason.cause, detail=reason.message)
-                if layer in crossed:
-                    health[layer] = _crossed(health[layer], crossed[layer][position].health[layer])
+                if layer in drawn:
+                    other = drawn[layer][position].health[layer]
+                    health[layer] = _with_stand_in(health[layer], other, causes.methods[layer])
         complete.append(replace(result, health=health))
     return complete
 
 
-def _crossed(verdict: LayerHealth, across: LayerHealth) -> LayerHealth:
-    bridged = tuple(
-        state is not GradientState.OK and other is GradientState.OK
-        for state, other in zip(verdict.state, across.state, strict=True)
+def _with_stand_in(verdict: LayerHealth, other: LayerHealth, method: str) -> LayerHealth:
+    drawn = tuple(
+        state is not GradientState.OK and found is GradientState.OK
+        for state, found in zip(verdict.state, other.state, strict=True)
     )
-    return replace(verdict, bridged=bridged, call=across.call)
+    if method:
+        return replace(verdict, substituted=drawn, substitute=method, call=other.call)
+    return replace(verdict, bridged=drawn, call=other.call)

@@ -20,6 +20,7 @@ from gradcam_callback.engine.device_results import DeviceResults, judge
 from gradcam_callback.engine.image_lists import needs_stacking
 from gradcam_callback.engine.inputs import Inputs, ModelInputs
 from gradcam_callback.engine.layouts import Layout
+from gradcam_callback.engine.methods import Method
 from gradcam_callback.engine.output_survey import OutputSurvey, survey_output
 from gradcam_callback.engine.references import with_references
 from gradcam_callback.engine.replica import ReplicaOptions
@@ -70,12 +71,14 @@ class ProbePass:
     Attributes:
         request: What is asked for. Its targets stand in until `run` gets others.
         bridge: Whether to draw a map across a cut that autograd alone cannot pass.
+        method_on_null: What else draws a map where there is no gradient; None: nothing does.
         processes: Those that take part. Each method is called by all of them, and gives all the same.
         replica_options: How the replica of the model is made.
     """
 
     request: CAMRequest
     bridge: bool = True
+    method_on_null: Method | None = None
     processes: ProcessGroup = field(default_factory=ProcessGroup)
     replica_options: ReplicaOptions = field(default_factory=ReplicaOptions)
     _slices: SliceRunner = field(default_factory=SliceRunner)
@@ -184,22 +187,22 @@ class ProbePass:
         causes = self._causes.find(
             judge(results, shown.verdicts[0]),
             partial(self._diagnose, model, inputs, request),
-            partial(self._cross, model, inputs, request),
+            partial(self._stand_in, model, inputs, request),
         )
-        verdicts, crossings = shown.verdicts[0], causes.crossings
+        verdicts, stand_ins = shown.verdicts[0], causes.stand_ins
         if self._gathers:  # after all collective calls, because it may fail in one process alone
             results = results.to(inputs.images.device)
-            crossings = {layer: across.to(inputs.images.device) for layer, across in crossings.items()}
-        if crossings or self._gathers:
-            for across in crossings.values():
-                results = results.crossed(across)
-            shown = _to_host(list(crossings.values()), results, render)
-        crossed = {
-            layer: judge(across, packed)
-            for (layer, across), packed in zip(crossings.items(), shown.verdicts if crossings else (), strict=True)
+            stand_ins = {layer: other.to(inputs.images.device) for layer, other in stand_ins.items()}
+        if stand_ins or self._gathers:
+            for other in stand_ins.values():
+                results = results.completed(other)
+            shown = _to_host(list(stand_ins.values()), results, render)
+        drawn = {
+            layer: judge(other, packed)
+            for (layer, other), packed in zip(stand_ins.items(), shown.verdicts if stand_ins else (), strict=True)
         }
         return ProbePassResult(
-            results=with_causes(judge(results, verdicts), causes.diagnoses, crossed),
+            results=with_causes(judge(results, verdicts), causes, drawn),
             rendered=shown.rendered,
             render_failure=shown.render_failure,
             diagnoses=causes.diagnoses,
@@ -272,11 +275,16 @@ class ProbePass:
 
     # Causes
 
-    def _cross(
+    def _stand_in(
         self, model: nn.Module, inputs: ModelInputs, request: CAMRequest, layer: str, bridges: frozenset[int]
-    ) -> DeviceResults | None:
-        """The maps across the cuts at a layer; None where that was not asked for."""
-        return self._explain(model, inputs, request.at(layer), bridges) if self.bridge else None
+    ) -> tuple[DeviceResults, str] | None:
+        """The maps of a layer across its cuts, or by another method; None where neither was asked for, or can be."""
+        if bridges and self.bridge:
+            return self._explain(model, inputs, request.at(layer), bridges), ""
+        if self.method_on_null is None:
+            return None
+        other = replace(request.at(layer), method=self.method_on_null)
+        return self._explain(model, inputs, other), self.method_on_null.name
 
     def _diagnose(
         self,

@@ -106,6 +106,7 @@ def _recording(name: str, stage: str, callback: int, series: _Series, notes: Seq
         stage=stage,
         callback=callback,
         method=last.method if last else "",
+        substitute=next((look.substitute for look in reversed(looks) if look.substitute), ""),
         task=last.task if last else "",
         targets=axes.targets,
         class_names=next((record.class_names for record in reversed(pictures) if record.class_names), None),

@@ -78,6 +78,7 @@ def _series(recording: Recording, blocks: _Blocks) -> dict[str, Any]:
         "stage": recording.stage,
         "callback": recording.callback,
         "method": recording.method,
+        "substitute": recording.substitute,
         "task": recording.task,
         "layers": layers,
         "targets": recording.targets,

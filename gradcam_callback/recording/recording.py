@@ -96,6 +96,7 @@ class Recording:
         stage: "fit", "validate" or "test".
         callback: Which of the trainer's callbacks of this kind, counted from 1.
         method: How the maps were computed.
+        substitute: The method of maps where there was no gradient; "" where there are none.
         task: What was explained, e.g. "classification".
         targets: What the targets are called, `T` of them.
         class_names: By index; None where they are not known.
@@ -105,7 +106,8 @@ class Recording:
         levels: Layer to uint8 `(E, T, N, h, w)`: `levels / 255 * peaks` is the map.
         peaks: Layer to float32 `(E, T, N)`, each map's maximum; NaN where there is no map.
         state_codes: Layer to uint8 `(E, T, N)`, positions in the list of states; 255 is "unrecorded".
-        flags: Layer to uint8 `(E, T, N)`: 1 the map is empty, 2 it was drawn across a cut.
+        flags: Layer to uint8 `(E, T, N)`: 1 the map is empty, 2 it was drawn across a cut, 4 it is
+            by another method, because there is no gradient.
         gradient_norms: Layer to float32 `(E, T, N)`, L2; NaN where there is no gradient.
         layouts: Layer to how its output lies in space, in words.
         extents: Layer to float32 `(E, N, 4)`, which part of its map each image is: top, left, bottom, right in cells;
@@ -129,6 +131,7 @@ class Recording:
     stage: str
     callback: int
     method: str
+    substitute: str
     task: str
     targets: tuple[str, ...]
     class_names: tuple[str, ...] | None

@@ -20,8 +20,8 @@ UNRECORDED = 255
 """The code of what a look does not hold."""
 LARGEST_NUMBER = 1 << 53  # JavaScript counts as far
 MOST_TARGETS = 1 << 10
-EMPTY, BRIDGED = 1, 2
-"""Flags of a map: every channel speaks against the class; it was drawn across a cut."""
+EMPTY, BRIDGED, SUBSTITUTED = 1, 2, 4
+"""Flags of a map: every channel speaks against the class; it was drawn across a cut; it is by another method."""
 
 _TYPES = {
     **dict.fromkeys(("levels", "states", "flags"), "uint8"),
@@ -29,8 +29,10 @@ _TYPES = {
     **dict.fromkeys(("peaks", "norms", "extents", "boxes", "scores"), "float32"),
     **dict.fromkeys(("target_probabilities", "prediction_probabilities", "label_probabilities"), "float32"),
 }
+_OF_PROBES = ("fingerprint", "names", "labels", "label_texts", "class_names")
+_OF_LOOKS = ("method", "substitute", "task", "targets", "probe_set", "alerts")
 _OF_ALERTS: Mapping[str, tuple[type, ...]] = {
-    **dict.fromkeys(("status", "subject", "message", "remedy", "url"), (str,)),
+    **dict.fromkeys(("status", "subject", "message", "remedy", "alternative", "url"), (str,)),
     **dict.fromkeys(("layer", "cause"), (str, type(None))),
     **dict.fromkeys(("step", "epoch"), (int,)),
     **dict.fromkeys(("probes", "targets"), (list,)),
@@ -90,7 +92,7 @@ class LayerMaps:
         levels: `(T, N, *S)` uint8; a value of the map is `level / 255 * peak`.
         peaks: `(T, N)` float32, each map's maximum; NaN where there is no map.
         states: `(T, N)` uint8, a position in `STATES`.
-        flags: `(T, N)` uint8, `EMPTY` and `BRIDGED`.
+        flags: `(T, N)` uint8, `EMPTY`, `BRIDGED` and `SUBSTITUTED`.
         norms: `(T, N)` float32, the L2 norm of each gradient; NaN where there is none.
         extents: `(N, 4)` float32, which part of its map each image is: top, left, bottom, right in cells; None where it
             is all of it.
@@ -138,6 +140,7 @@ class Look:
         label_probabilities: `(N,)` float32; NaN where there is none.
         boxes: `(T, N, 4)` float32, the box explained, in pixels of the image; None where there is none.
         alerts: Those that are new.
+        substitute: The method of maps with the flag `SUBSTITUTED`; "" where there are none.
     """
 
     KIND: ClassVar[str] = "look"
@@ -156,6 +159,7 @@ class Look:
     label_probabilities: Array
     boxes: Array | None = None
     alerts: tuple[Mapping[str, Any], ...] = ()
+    substitute: str = ""
 
     def check(self) -> None:
         """Make sure that the arrays belong together.
@@ -263,12 +267,11 @@ def to_bytes(record: Record) -> bytes:
     if isinstance(record, AlertRecords):
         return pack({**header, "alerts": record.alerts}, {})
     if isinstance(record, ProbePictures):
-        told = ("fingerprint", "names", "labels", "label_texts", "class_names")
-        header |= {name: getattr(record, name) for name in told}
+        header |= {name: getattr(record, name) for name in _OF_PROBES}
         header["sizes"] = [image.sizes for image in record.images]
         pictures = {str(n): np.frombuffer(image.content, np.uint8) for n, image in enumerate(record.images)}
         return pack(header, pictures)
-    header |= {name: getattr(record, name) for name in ("method", "task", "targets", "probe_set", "alerts")}
+    header |= {name: getattr(record, name) for name in _OF_LOOKS}
     header["layers"] = [[layer.name, layer.layout] for layer in record.layers]
     arrays = _arrays_of(record, "")
     for number, layer in enumerate(record.layers):
@@ -331,6 +334,7 @@ def _of_kind(header: dict[str, Any], arrays: Mapping[str, Array]) -> Record:
         probe_set=str(header["probe_set"]),
         layers=layers,
         alerts=_alerts(header),
+        substitute=str(header.get("substitute", "")),
         **_arrays_for(Look, arrays, ""),
     )
 

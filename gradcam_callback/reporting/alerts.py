@@ -40,6 +40,7 @@ class Finding:
         location: The line to blame; None where there is none, or it is not known.
         diagnosis: All that is known of a gradient that is not there; None where the finding is about something else.
         concerns_all: Whether `probes` are all there are.
+        alternative: What else would draw a map, in a sentence; empty where nothing would, or does already.
     """
 
     subject: str
@@ -51,6 +52,7 @@ class Finding:
     location: SourceLocation | None = None
     diagnosis: Diagnosis | None = None
     concerns_all: bool = False
+    alternative: str = ""
 
     @classmethod
     def of(cls, diagnosis: Diagnosis, targets: Sequence[str], subject: str | None = None) -> Finding:
@@ -151,6 +153,7 @@ class Alert:
     def as_record(self) -> dict[str, Any]:
         """For one line of JSON, and for a checkpoint."""
         finding = self.finding
+        alternative = {"alternative": finding.alternative} if finding.alternative else {}
         return {
             "status": self.status.value,
             "step": self.step,
@@ -163,6 +166,7 @@ class Alert:
             "targets": list(finding.targets),
             "message": finding.message,
             "remedy": finding.remedy,
+            **alternative,
             "location": None if finding.location is None else asdict(finding.location),
         }
 
@@ -179,6 +183,7 @@ class Alert:
             record["remedy"],
             None if place is None else SourceLocation(**{**place, "detail": tuple(place["detail"])}),
             concerns_all=record.get("concerns_all", False),
+            alternative=record.get("alternative", ""),
         )
         return cls(Status(record["status"]), finding, record["step"], record["epoch"])
 
@@ -192,6 +197,7 @@ class Alert:
         if finding.location is not None:
             parts.append(_quoted(finding.location))
         parts.append(f"**What to do.** {self.remedy}")
+        parts += [f"**Meanwhile.** {finding.alternative}"] if finding.alternative else []
         if isinstance(finding.cause, Cause):
             slug = finding.cause.value
             parts.append(f"**More.** [{slug}]({pages.url(slug)}), or `gradcam-callback explain-cause {slug}`")
@@ -200,7 +206,7 @@ class Alert:
     def __str__(self) -> str:
         if self.status is Status.CLEARED:
             return f"Cleared: {self.message}"
-        return f"{self.message} {self.remedy}"
+        return f"{self.message} {self.remedy} {self.finding.alternative}".rstrip()
 
 
 class AlertTracker:

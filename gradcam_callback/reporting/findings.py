@@ -17,6 +17,8 @@ _STATES = {
     GradientState.NON_FINITE: "the gradient is not finite",
     GradientState.ZERO: "the gradient is zero",
 }
+SUBSTITUTES = "A map that needs no gradient is drawn with `method_on_null: scorecam`, or eigencam, which is quicker."
+_WITHOUT_ACTIVATION = (Cause.LAYER_NOT_CALLED, Cause.UNSUPPORTED_OUTPUT, Cause.HOOK_BYPASSED, Cause.FORWARD_FAILED)
 _STATE_CAUSES = {GradientState.NON_FINITE: Cause.NON_FINITE, GradientState.ZERO: Cause.ZERO_GRADIENT}
 
 
@@ -41,6 +43,8 @@ def find_nulls(
         worst = next(verdict for verdict in verdicts if verdict.null_probes)
         known = diagnoses.get(layer)
         finding = _undiagnosed(layer, worst, concerned) if known is None else Finding.of(known, concerned)
+        if _may_be_substituted(worst):
+            finding = replace(finding, alternative=SUBSTITUTES)
         findings.append(replace(finding, concerns_all=len(finding.probes) == len(worst.state)))
     return findings
 
@@ -151,6 +155,12 @@ def unsupported_strategy(reason: str) -> Finding:
     message = f"There are no Grad-CAM maps under this strategy: {reason}."
     advice = "Use DDP, or ModelParallelStrategy with fully_shard (FSDP2). The training goes on without maps."
     return Finding("strategy", CallbackIssue.UNSUPPORTED_STRATEGY, (), (), message, advice)
+
+
+def _may_be_substituted(verdict: LayerHealth) -> bool:
+    """Whether a method without a gradient could draw what is missing."""
+    is_finite = GradientState.NON_FINITE not in verdict.state
+    return is_finite and verdict.cause not in _WITHOUT_ACTIVATION and not any(verdict.drawn_without_gradient)
 
 
 def _undiagnosed(layer: str, verdict: LayerHealth, targets: Sequence[str]) -> Finding:

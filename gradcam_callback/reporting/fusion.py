@@ -55,9 +55,9 @@ def with_fused(result: CAMResult) -> CAMResult:
 
 
 def _verdict(verdicts: Sequence[LayerHealth]) -> LayerHealth:
-    """A probe is fine where a layer has a map of it, bridged or not; else it is what it is at the first layer."""
+    """A probe is fine where a layer has a map of it, whatever it is by; else it is what it is at the first layer."""
     drawn = [
-        [state is GradientState.OK or bridged for state, bridged in zip(one.state, _bridged(one), strict=True)]
+        [state is GradientState.OK or drawn for state, drawn in zip(one.state, one.drawn_without_gradient, strict=True)]
         for one in verdicts
     ]
     first = verdicts[0]
@@ -70,7 +70,3 @@ def _verdict(verdicts: Sequence[LayerHealth]) -> LayerHealth:
         empty=tuple(map(all, zip(*(one.empty for one in verdicts), strict=True))),
         cause=first.cause,
     )
-
-
-def _bridged(verdict: LayerHealth) -> tuple[bool, ...]:
-    return verdict.bridged or (False,) * len(verdict.state)

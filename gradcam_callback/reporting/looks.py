@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradcam_callback.engine.device_results import TargetResult
-from gradcam_callback.recording.records import BRIDGED, EMPTY, STATES, LayerMaps, Look, Origin
+from gradcam_callback.recording.records import BRIDGED, EMPTY, STATES, SUBSTITUTED, LayerMaps, Look, Origin
 from gradcam_callback.results import CAMResult
 
 _WITHOUT_CLASSES = ("regression", "value")
@@ -106,6 +106,7 @@ def make_look(
     return Look(
         origin=Origin.unknown(),
         method=method,
+        substitute=next((one.substitute for result in results for one in result.health.values() if one.substitute), ""),
         task=results[0].task,
         targets=tuple(titles),
         probe_set=probe_set,
@@ -132,14 +133,16 @@ def _layer(name: str, results: Sequence[CAMResult], levels: Any, peaks: Any, ext
     verdicts = [result.health[name] for result in results]
     states = [[STATES.index(state.value) for state in verdict.state] for verdict in verdicts]
     empty = np.array([verdict.empty for verdict in verdicts])
-    bridged = np.array([verdict.bridged or (False,) * len(verdict.state) for verdict in verdicts])
+    none = (False,) * len(results[0].targets)
+    bridged = np.array([verdict.bridged or none for verdict in verdicts])
+    substituted = np.array([verdict.substituted or none for verdict in verdicts])
     return LayerMaps(
         name=name,
         layout=results[0].layouts.get(name, ""),
         levels=levels,
         peaks=peaks,
         states=np.array(states, np.uint8),
-        flags=(EMPTY * empty + BRIDGED * bridged).astype(np.uint8),
+        flags=(EMPTY * empty + BRIDGED * bridged + SUBSTITUTED * substituted).astype(np.uint8),
         norms=torch.stack([verdict.gradient_norm for verdict in verdicts]).float().numpy(),
         extents=extents,
     )

@@ -244,19 +244,22 @@ def _column(
     peaks: Tensor,
 ) -> PanelColumn:
     captions, verdict = [], result.health[layer]
-    bridged = verdict.bridged or (False,) * len(verdict.state)
+    none = (False,) * len(verdict.state)
+    bridged, substituted = verdict.bridged or none, verdict.substituted or none
     for i, target in enumerate(data.targets):
         is_absent = verdict.state[i] is GradientState.ABSENT
         caption = "" if is_absent else data.name(target, data.target_probabilities[i], style.class_names)
         caption += "\nempty: every channel speaks against it" if verdict.empty[i] else ""
         caption += f"\nbridged: {verdict.cause}" if bridged[i] else ""
+        caption += f"\n{verdict.substitute}, no gradient: {verdict.cause}" if substituted[i] else ""
         captions.append(caption)
     words = [result.absence if s is GradientState.ABSENT else _verdict_text(s, verdict) for s in verdict.state]
+    drawn = verdict.drawn_without_gradient
     return PanelColumn(
         title=title,
         overlays=overlays,
         captions=tuple(captions),
-        verdicts=tuple(None if is_bridged else word for is_bridged, word in zip(bridged, words, strict=True)),
+        verdicts=tuple(None if is_drawn else word for is_drawn, word in zip(drawn, words, strict=True)),
         peaks=peaks,
     )
 

@@ -136,6 +136,10 @@ class ClassTarget:
             return replace(self, present=present)
         return replace(self, classes=self.classes[samples], present=present)
 
+    def repeated(self, scores: Scores, times: int) -> ClassTarget:
+        """The classes that were scored, several times over; see `RepeatableTarget`."""
+        return replace(self, classes=scores.targets.repeat(times), rank=0, present=None)
+
 
 Own = TypeVar("Own")
 

@@ -156,9 +156,47 @@ class SegmentationTarget:
             raise unbound("label")
         return pixels == chosen[:, None, None]
 
+    def repeated(self, scores: Scores, times: int) -> FixedSegmentationTarget:
+        """The pixels that were scored, several times over; see `RepeatableTarget`."""
+        assert scores.regions is not None
+        regions = scores.regions.repeat(times, 1, 1)
+        return FixedSegmentationTarget(scores.targets.repeat(times), regions, self.name or str(self.segment))
+
     def part(self, samples: slice) -> SegmentationTarget:
         """With the labels of some of the samples."""
         return self if self.masks is None else replace(self, masks=self.masks[samples])
+
+
+@dataclass(frozen=True, eq=False)
+class FixedSegmentationTarget:
+    """A class of pixels over pixels that are given.
+
+    Attributes:
+        classes: `(N,)` int64.
+        regions: `(N, h, w)` bool, at the size of the output.
+        title: What it is called.
+    """
+
+    classes: Tensor
+    regions: Tensor
+    title: str
+
+    description = "The sum of the logits of given classes over given pixels."
+
+    def read(self, returned: Any, output: OutputSpec, inputs: Images) -> Tensor:
+        """The logits `(N, L, h, w)`."""
+        logits = find_maps(returned, output)
+        return torch.cat([-logits, logits], dim=1) if logits.shape[1] == 1 else logits
+
+    def score(self, read: Tensor) -> Scores:
+        """The sum of the class's logits over the pixels."""
+        chosen = self.classes[:, None, None, None].expand(-1, 1, *read.shape[2:])
+        of_class = read.gather(1, chosen).squeeze(1)
+        return Scores.of_values((of_class * self.regions).flatten(1).sum(dim=1))
+
+    def part(self, samples: slice) -> FixedSegmentationTarget:
+        """Of some of the samples."""
+        return replace(self, classes=self.classes[samples], regions=self.regions[samples])
 
 
 def _shares(classes: Tensor, count: int) -> Tensor:

@@ -96,6 +96,10 @@ class SimilarityTarget:
         present = torch.arange(len(values), device=values.device) != self.probe
         return Scores.of_values(values, present=present, absence="the reference")
 
+    def repeated(self, scores: Scores, times: int) -> SimilarityTarget:
+        """The same vector; see `RepeatableTarget`."""
+        return SimilarityTarget(reference=self.reference)
+
     def part(self, samples: slice) -> SimilarityTarget:
         """The same, with the probe counted from the first of the samples."""
         return self if self.probe is None else replace(self, probe=self.probe - (samples.start or 0))

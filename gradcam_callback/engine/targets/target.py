@@ -163,6 +163,13 @@ class Target(Protocol):
         """The target of some of the samples."""
 
 
+class RepeatableTarget(Protocol):
+    """A target that can score changed images by what it scored in the images themselves."""
+
+    def repeated(self, scores: Scores, times: int) -> Target:
+        """The target of several batches of these samples, one after the other, as fixed by their scores."""
+
+
 class BoundTarget(Protocol):
     """A target that asks the data first."""
 
@@ -172,6 +179,28 @@ class BoundTarget(Protocol):
         Raises:
             BadInputError: The data do not have what it needs.
         """
+
+
+def repeat_target(target: Target, scores: Scores, times: int) -> Target:
+    """The target of several batches of the same samples, changed: of the class, or the pixels, that it is of now.
+
+    Args:
+        target: Of the samples.
+        scores: What it made of them.
+        times: How many batches there are, one after the other.
+
+    Raises:
+        BadInputError: What it is of depends on each image anew.
+    """
+    ask = getattr(target, "repeated", None)
+    if ask is None:
+        raise BadInputError(
+            f"The target {target.title!r} cannot be scored in changed images: what it is of is found in each image "
+            "anew. Possible are classes, labels, values, pixels of a class and similarities; or a method without more "
+            "forward passes, such as 'gradcam'."
+        )
+    fixed: Target = ask(scores, times)
+    return fixed
 
 
 def bind(target: Target, annotations: Annotations) -> tuple[Target, ...]:

@@ -63,6 +63,7 @@ function readSeries(given, buffer, start) {
   return {
     name: String(given.name),
     method: String(given.method),
+    substitute: String(given.substitute ?? ""),
     task: String(given.task),
     targets: texts(given.targets),
     classNames: given.classNames === null ? null : texts(given.classNames),

@@ -8,6 +8,7 @@ export const UNRECORDED = 255;
 const STATES = ["ok", "no gradient", "zero gradient", "gradient not finite", "nothing to explain"];
 const EMPTY = 1;
 const BRIDGED = 2;
+const SUBSTITUTED = 4;
 
 /** @param {Series} series @param {number} look @param {number} target @param {number} probe */
 export function place(series, look, target, probe) {
@@ -49,6 +50,9 @@ export function missingReason(series, layer, look, target, probe) {
 export function remarkOn(series, layer, look, target, probe) {
   const flags = layer.flags[place(series, look, target, probe)];
   if (flags & BRIDGED) return `bridged: ${openAlert(series, layer, look)?.cause ?? "drawn across a cut"}`;
+  if (flags & SUBSTITUTED) {
+    return `${series.substitute || "another method"}: ${openAlert(series, layer, look)?.cause ?? "no gradient"}`;
+  }
   return flags & EMPTY ? "empty: every channel speaks against it" : "";
 }
 

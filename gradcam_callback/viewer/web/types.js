@@ -54,6 +54,7 @@
  * @typedef {object} Series
  * @property {string} name
  * @property {string} method
+ * @property {string} substitute
  * @property {string} task
  * @property {string[]} targets
  * @property {string[] | null} classNames

@@ -1,4 +1,4 @@
-"""From activation and gradient to the map.
+"""Methods that are a formula of activation and gradient, and nothing else.
 
 Each formula takes the activation `A` and the gradient `G = dy/dA` of the score `y`, both float32 `(N, K, h, w)`, and
 returns float32 `(N, h, w)`, at least 0, not normalised. NaN goes in and comes out: nothing is repaired here. Of signals
@@ -7,50 +7,8 @@ the space is `w` alone, of volumes `d h w`; the sums over `ij` are over all of i
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
-
 import torch
 from torch import Tensor
-
-from gradcam_callback.errors import BadInputError
-
-
-@runtime_checkable
-class Method(Protocol):
-    """The place where other methods (without gradients, by scores of masked images) plug in."""
-
-    @property
-    def name(self) -> str:
-        """What it is called in a configuration."""
-
-    @property
-    def needs_gradient(self) -> bool:
-        """Whether it needs the gradient at the layer. A method that does not gets None in its place."""
-
-    @property
-    def extra_forwards(self) -> int:
-        """How many forward passes it needs for each sample besides the one that gives activation and score."""
-
-    def map(self, activation: Tensor, gradient: Tensor | None) -> Tensor:
-        """The map `(N, h, w)`, at least 0, of an activation and its gradient `(N, K, h, w)`."""
-
-
-@dataclass(frozen=True)
-class GradientMethod:
-    """A method whose map is a formula of activation and gradient, and nothing else."""
-
-    name: str
-    formula: Callable[[Tensor, Tensor], Tensor]
-    needs_gradient: bool = True
-    extra_forwards: int = 0
-
-    def map(self, activation: Tensor, gradient: Tensor | None) -> Tensor:
-        """The formula's map."""
-        assert gradient is not None
-        return self.formula(activation, gradient)
 
 
 def gradcam(activation: Tensor, gradient: Tensor) -> Tensor:
@@ -106,6 +64,15 @@ def layercam(activation: Tensor, gradient: Tensor) -> Tensor:
     return (gradient.relu() * activation).sum(dim=1).relu()
 
 
+def gradcam_elementwise(activation: Tensor, gradient: Tensor) -> Tensor:
+    """Elementwise Grad-CAM: `sum_k relu(G_k A_k)`, place by place.
+
+    It differs from HiResCAM in that no channel is set off against another. There is no paper; grad-cam 1.5 has it
+    under this name.
+    """
+    return (gradient * activation).relu().sum(dim=1)
+
+
 def _space(maps: Tensor) -> tuple[int, ...]:
     """The axes of space of `(N, K, ...)`."""
     return tuple(range(2, maps.ndim))
@@ -118,28 +85,3 @@ def _precise(tensor: Tensor) -> Tensor:
 
 def _weighted(activation: Tensor, weights: Tensor) -> Tensor:
     return torch.einsum("nk,nk...->n...", weights.to(activation.dtype), activation).relu()
-
-
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        GradientMethod("gradcam", gradcam),
-        GradientMethod("gradcam++", gradcam_plus_plus),
-        GradientMethod("hirescam", hirescam),
-        GradientMethod("xgradcam", xgradcam),
-        GradientMethod("layercam", layercam),
-    )
-}
-
-
-def find_method(name: str) -> Method:
-    """The method of that name.
-
-    Raises:
-        ValueError: There is none; the message lists the methods.
-    """
-    if isinstance(name, str) and name in METHODS:
-        return METHODS[name]
-    close = difflib.get_close_matches(str(name).lower(), METHODS, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise BadInputError(f"There is no method {name!r}. Possible: {', '.join(map(repr, METHODS))}.{hint}")
