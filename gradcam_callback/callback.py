@@ -112,6 +112,10 @@ class GradCAMCallback(Callback):
         panels: When a panel is drawn for the Images tab. The viewer shows every look in any case. `every look`;
             `when something changed`, a prediction, the state of a gradient or an alert, and at the first look;
             `last`, once, when the run ends; or `never`.
+        regions: Where the thing is in each image: the entry of a batch with a box (left, top, right, bottom in pixels),
+            several, or a mask for each image, by its key or position; `labels`, where these are boxes or masks;
+            `{file: boxes.json}`; or a list with a box or a mask for each probe. Then it is measured how much of the
+            energy of the maps lies inside, and an alert says if the model is right and looks elsewhere.
         source_lines: Whether alerts quote the lines of code that they blame, with full paths. What looks like a secret
             is masked in any case.
 
@@ -149,6 +153,7 @@ class GradCAMCallback(Callback):
         scale: Scale = "each",
         fuse: bool = False,
         panels: PanelOption = "every look",
+        regions: int | str | dict[str, str] | Sequence[Any] | None = None,
         source_lines: bool = True,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}

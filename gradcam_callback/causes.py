@@ -39,6 +39,7 @@ class CallbackIssue(str, Enum):
     WEIGHTS_MODIFIED = "weights_modified"
     CHANNELS_HIDDEN = "channels_hidden"
     CLASSES_DIFFER = "classes_differ"
+    LOOKS_ELSEWHERE = "looks_elsewhere"
     CALLBACK_FAILED = "callback_failed"
     WRITING_FAILED = "writing_failed"
 

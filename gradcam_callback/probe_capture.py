@@ -26,6 +26,7 @@ class ProbeCapture:
 
     Attributes:
         processes: Those of the run.
+        is_of_validation: Whether the images of the dry run are of a validation batch.
     """
 
     def __init__(self, source: ProbeSource, options: Callable[[LightningModule], dict[str, Any]]) -> None:
@@ -34,6 +35,7 @@ class ProbeCapture:
         self._options = options
         self._collector: ProbeCollector | None = None
         self._preview: ProbeSet | None = None
+        self.is_of_validation = False
 
     def start(self, trainer: Trainer, pl_module: LightningModule, positions: Sequence[int] | None) -> None:
         """Begin to collect.
@@ -87,6 +89,7 @@ class ProbeCapture:
         if self._preview is None:
             collector = self._source.start(self._context(trainer, pl_module, None))
             self._preview = collector.preview(batch, dataloader_idx, _PREVIEW)
+            self.is_of_validation = dataloader_idx is not None
         return self._preview is not None
 
     def take_preview(self, trainer: Trainer) -> ProbeSet | None:

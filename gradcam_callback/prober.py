@@ -14,6 +14,7 @@ from gradcam_callback import entry_point, trainer_context
 from gradcam_callback.diagnosis.diagnoser import diagnose
 from gradcam_callback.engine.inputs import ModelInputs
 from gradcam_callback.engine.layer_listing import ListedLayer, list_layers
+from gradcam_callback.engine.methods import Method
 from gradcam_callback.engine.replica import ReplicaOptions
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.engine.targets import Target, Task, bind
@@ -45,6 +46,11 @@ class Prober:
     def layers(self) -> tuple[str, ...]:
         """The full names of the layers; before "auto" has chosen, "auto"."""
         return self._pass.layers
+
+    @property
+    def method(self) -> Method:
+        """How the maps are made."""
+        return self._settings.method
 
     @property
     def remark(self) -> str:

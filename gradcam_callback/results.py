@@ -49,6 +49,7 @@ class LayerHealth:
         calls: How often the layer ran in the forward pass; 0 if it never did.
         call: Which of these calls is explained, counted from 0. Where the one that was asked for did not happen, that
             one all the same.
+        channels: How many channels its output has; 0 where that is not known.
     """
 
     gradient_norm: Tensor
@@ -61,6 +62,7 @@ class LayerHealth:
     substitute: str = ""
     calls: int = 1
     call: int = 0
+    channels: int = 0
 
     @property
     def drawn_without_gradient(self) -> tuple[bool, ...]:

@@ -23,7 +23,7 @@ from gradcam_callback.reporting.recorder import Recorder, SeenProbes
 from gradcam_callback.reporting.sinks.files import PanelFiles
 from gradcam_callback.reporting.sinks.sink import Sink
 from gradcam_callback.reporting.tags import Tags
-from gradcam_callback.results import CAMResult, name_call, split_call
+from gradcam_callback.results import CAMResult
 from gradcam_callback.settings import Memory, Settings
 
 
@@ -137,17 +137,6 @@ class RunReporter:
         """Say once, in the log, what is no alarm; nothing where the text is empty."""
         if text and trainer.is_global_zero:
             self._alerts.notice(text)
-
-    def notice_calls(self, trainer: Trainer, result: CAMResult) -> None:
-        """Say which call is explained, of a layer that runs more than once and was named without a number."""
-        for layer, verdict in result.health.items():
-            if verdict.calls > 1 and split_call(layer)[1] is None:
-                explained = name_call(layer, verdict.calls, verdict.call)
-                self.notice(
-                    trainer,
-                    f"The layer {layer!r} runs {verdict.calls} times in a forward pass, and Grad-CAM explains "
-                    f"{explained}. Choose another by its number: {layer + '#0'!r} is the first.",
-                )
 
 
 def warn_of(what: str, error: Exception) -> None:

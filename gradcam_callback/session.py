@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from gradcam_callback import trainer_context
-from gradcam_callback.engine import auto
 from gradcam_callback.engine.layer_listing import ListedLayer
 from gradcam_callback.engine.layers import AUTO
 from gradcam_callback.errors import BadInputError, UnknownSpaceError
 from gradcam_callback.execution.probe_pass import ProbePassResult
+from gradcam_callback.notices import notices_of
 from gradcam_callback.probe_capture import ProbeCapture
 from gradcam_callback.prober import Prober
 from gradcam_callback.probes import ProbeSet
+from gradcam_callback.probes.regions import check_entry, find_regions
 from gradcam_callback.reporting import findings
+from gradcam_callback.reporting.look_measures import LookMeasurer, measure_scalars
+from gradcam_callback.reporting.looks_elsewhere import ElsewhereWatch
 from gradcam_callback.reporting.panel import Panel
 from gradcam_callback.reporting.panel_schedule import PanelSchedule
 from gradcam_callback.reporting.pass_renderer import PassRenderer
@@ -27,29 +31,6 @@ from gradcam_callback.reporting.tags import Tags
 from gradcam_callback.results import Diagnosis
 from gradcam_callback.run_reporter import RunReporter, health_scalars
 from gradcam_callback.settings import Memory, Settings
-
-DEPENDENT_SAMPLES = (
-    "In evaluation mode the samples of a batch depend on each other in this model (a mean over the batch, or a batch "
-    "normalisation without running statistics). Each probe is explained by its own score, in the batch of all probes."
-)
-_OF_REMARK = {
-    auto.EARLY: (
-        "It is an early layer, because the whole signal passes through no later one: its map shows simple features. "
-        "Another layer can be named in `target_layers`."
-    ),
-    auto.NOT_ALL: (
-        "A part of the signal goes past it: the map does not show all that the score comes from. Another layer can be "
-        "named in `target_layers`."
-    ),
-}
-SEVERAL_OUTPUTS = (
-    "The model returns {count} outputs of one shape, and Grad-CAM explains the first of them; choose another with "
-    "`output`: a key or a position, counted from 0."
-)
-STACKED = (
-    "The batches hold a list of images, which the model does not take. It takes them as one tensor, and Grad-CAM gives "
-    "it that."
-)
 
 
 class Session:
@@ -75,6 +56,8 @@ class Session:
         self._schedule = PanelSchedule(settings.panels)
         self._capture = ProbeCapture(settings.source, self._prober.capture_options)
         self._probes: ProbeSet | None = None
+        self._measurer = LookMeasurer()
+        self._elsewhere: ElsewhereWatch | None = None
         self._is_open = False
         self._held = 0.0  # seconds of this validation
 
@@ -118,13 +101,15 @@ class Session:
 
         Raises:
             BadInputError: An option turns out impossible: a class that does not exist, logits that cannot be found,
-                labels that are not there, statistics for other channels.
+                labels or regions that are not there, statistics for other channels.
             GradientNullError: There is a null, and `on_null` is "raise".
         """
         probes = self._capture.take_preview(trainer) if self.awaits_dry_run else None
         if probes is None:
             return
         self.awaits_dry_run = False
+        if self._capture.is_of_validation:
+            check_entry(self._settings.regions, probes)
         try:
             renderer = self._renderer(probes)
             result = self._explain(trainer, pl_module, renderer)
@@ -173,9 +158,22 @@ class Session:
             self._probes = self._memory.probes = probes
             if trainer.state.fn == TrainerFn.FITTING and not self._memory.keep_probes(probes):
                 found = [findings.probes_changed()]
+            self._find_regions(trainer, probes)
         self.reporter.record(trainer, ["probes"], found)
         for notice in probes.notices:
             self.reporter.notice(trainer, notice)
+
+    def _find_regions(self, trainer: Trainer, probes: ProbeSet) -> None:
+        """Find where the thing is in each probe. Where that cannot be, it is an alert: it is too late to refuse it."""
+        regions, found = None, []
+        try:
+            regions = find_regions(self._settings.regions, probes)
+        except Exception as error:
+            found = [findings.failed("regions", "The regions of the probes could not be found", error)]
+        self.reporter.record(trainer, ["regions"], found)
+        self._measurer = LookMeasurer(regions)
+        labels = None if probes.labels is None else probes.labels.numpy()
+        self._elsewhere = None if regions is None else ElsewhereWatch(regions, labels)
 
     # Probe passes
 
@@ -207,7 +205,8 @@ class Session:
             result = self._explain(trainer, pl_module, renderer)
             self._memory.last_result = result.results[0]
             scalars = health_scalars(result.results, self._tags(trainer))  # under other tags if "auto" has chosen
-            seen = self._prober.seen(result, renderer)
+            seen = self._measured(trainer, self._prober.seen(result, renderer))
+            scalars |= measure_scalars(seen.look, self._tags(trainer))
             is_plain = self.reporter.record_doubts(trainer, renderer, result)
             if is_plain and self._schedule.is_due(seen.look, has_news=self.reporter.has_news):
                 drawn = self._prober.panels(trainer, result, renderer)
@@ -248,17 +247,18 @@ class Session:
         probes = renderer.probes
         is_chosen = self.layers != (AUTO,)
         result = self._prober.explain(trainer, pl_module, probes, renderer)
-        if not is_chosen:
-            text = f"Grad-CAM explains the layer {self.layers[0]!r}, which `target_layers: auto` chose."
-            self.reporter.notice(trainer, f"{text} {_OF_REMARK.get(self._prober.remark, '')}".strip())
-        self.reporter.notice(trainer, STACKED if self._prober.stacks_lists else "")
-        self.reporter.notice_calls(trainer, result.results[0])
-        self.reporter.notice(trainer, self._prober.task_notice(probes, result.results[0]))
-        count = result.output.alternatives
-        self.reporter.notice(trainer, SEVERAL_OUTPUTS.format(count=count) if count > 1 else "")
-        self.reporter.notice(trainer, DEPENDENT_SAMPLES if result.output.samples_depend else "")
+        for notice in notices_of(self._prober, probes, result, chosen_now=not is_chosen):
+            self.reporter.notice(trainer, notice)
         self.reporter.record_health(trainer, result, self._prober.titles(probes))
         return result
+
+    def _measured(self, trainer: Trainer, seen: SeenProbes) -> SeenProbes:
+        """The look with its measures, and what they tell on record."""
+        look = self._measurer.measured(seen.look)
+        if self._elsewhere is not None:
+            found = self._elsewhere.findings(look)
+            self.reporter.record(trainer, list(found), [finding for finding in found.values() if finding is not None])
+        return replace(seen, look=look)
 
     def _is_due(self, trainer: Trainer) -> bool:
         """Whether this validation has a probe pass: each one of an epoch that is due, and outside of `fit` always."""

@@ -12,8 +12,9 @@ from gradcam_callback.engine.layouts import LayoutInput
 from gradcam_callback.engine.methods import Method, as_method, as_method_on_null
 from gradcam_callback.engine.targets import Target, Task, as_target
 from gradcam_callback.options import OnNull, PanelOption, Scale
-from gradcam_callback.probes import ProbeSet, ProbeSource, as_source, forward_inputs
+from gradcam_callback.probes import ProbeSet, ProbeSource, as_source, forward_inputs, regions
 from gradcam_callback.probes.forward_inputs import InputsOption
+from gradcam_callback.probes.regions import RegionsOption
 from gradcam_callback.recording.summaries import RecordTags
 from gradcam_callback.reporting.alerts import Alert
 from gradcam_callback.reporting.panel import PanelStyle
@@ -49,6 +50,7 @@ class Settings:
     scale: Scale
     fuse: bool
     panels: PanelOption
+    regions: RegionsOption
     source_lines: bool
 
     @classmethod
@@ -70,6 +72,7 @@ class Settings:
         layouts.as_layout(given["layout"])
         options.check_method_name(given["forward"])
         forward_inputs.check_inputs(given["inputs"])
+        regions.check_regions(given["regions"])
         options.check_choice("on_null", given["on_null"], get_args(OnNull))
         if given["task"] is not None:
             options.check_choice("task", given["task"], get_args(Task))
@@ -92,8 +95,9 @@ class Settings:
 
     @property
     def asks_for_batch(self) -> bool:
-        """Whether a target wants to see all that the batches hold of the probes."""
-        return any(getattr(target, "asks_for_batch", False) for target in self.targets)
+        """Whether a target, or the regions, need all that the batches hold of the probes."""
+        of_target = any(getattr(target, "asks_for_batch", False) for target in self.targets)
+        return of_target or regions.needs_batch(self.regions)
 
     def request_texts(self) -> dict[str, str]:
         """What is explained, as texts that stay the same from run to run: images, layers, classes, method."""

@@ -13,7 +13,7 @@ PACKAGE = Path(gradcam_callback.__file__).parent
 
 # From the lowest layer of imports to the highest. What stands in one line does not import each other.
 LAYERS = [
-    {"causes", "source_lines", "viewer"},
+    {"causes", "measures", "source_lines", "viewer"},
     {"recording"},
     {"results"},
     {"errors"},
@@ -24,6 +24,7 @@ LAYERS = [
     {"execution", "reporting"},
     {"settings", "trainer_context"},
     {"probe_capture", "prober", "run_reporter"},
+    {"notices"},
     {"session"},
     {"callback"},
     {"doctor", "report", "tensorboard_plugin"},

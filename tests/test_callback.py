@@ -58,6 +58,8 @@ SCALARS = {
     "gradcam/seconds",
     f"gradcam/gradient_norm/{LAYER}",
 }
+MEASURES = {f"gradcam/focus/{LAYER}", f"gradcam/border_energy/{LAYER}"}  # where a map is not zero
+FROM_THE_SECOND_LOOK = {f"gradcam/drift/{LAYER}", f"gradcam/worst_drift/{LAYER}"}
 
 
 def counts(look: Run) -> set[int]:
@@ -80,10 +82,12 @@ def test_every_tag_at_every_epoch_at_the_global_step(run: MakeRun) -> None:
     fit = run(cb()).fit()
 
     events = fit.events
-    assert events.ours() == {PANEL, *SCALARS}  # no alert, so no text
+    assert events.ours() == {PANEL, *SCALARS, *MEASURES, *FROM_THE_SECOND_LOOK}  # no alert, so no text
     steps = [STEPS, 2 * STEPS, 3 * STEPS]
-    for tag in (PANEL, *SCALARS):
+    for tag in (PANEL, *SCALARS, *MEASURES):
         assert events.steps(tag) == steps, tag
+    for tag in FROM_THE_SECOND_LOOK:
+        assert events.steps(tag) == steps[1:], tag
     assert events.values("gradcam/null_gradients") == [0, 0, 0]
     assert all(0 < seconds < 10 for seconds in events.values("gradcam/seconds"))
     assert fit.alerts == []
@@ -283,7 +287,7 @@ def test_auto_chooses_anew_for_another_model(run: MakeRun) -> None:
 def test_validate_alone(run: MakeRun) -> None:
     events = run(cb()).validate().events
 
-    tags = {staged(tag, "validate") for tag in (PANEL, *SCALARS)}
+    tags = {staged(tag, "validate") for tag in (PANEL, *SCALARS, *MEASURES)}
     assert events.ours() == tags
     for tag in tags:
         assert events.steps(tag) == [0], tag
@@ -292,7 +296,7 @@ def test_validate_alone(run: MakeRun) -> None:
 def test_test_alone(run: MakeRun) -> None:
     events = run(cb()).test().events
 
-    assert events.ours() == {staged(tag, "test") for tag in (PANEL, *SCALARS)}
+    assert events.ours() == {staged(tag, "test") for tag in (PANEL, *SCALARS, *MEASURES)}
     assert events.steps(staged(PANEL, "test")) == [0]
 
 
@@ -310,7 +314,7 @@ def test_validate_and_test_after_fit(run: MakeRun) -> None:
     assert events.steps(PANEL) == [STEPS]
     assert counts(look) == {1}
     for stage in ("validate", "test"):  # at the same step, so under tags of their own
-        assert {len(events.steps(staged(tag, stage))) for tag in (PANEL, *SCALARS)} == {1}
+        assert {len(events.steps(staged(tag, stage))) for tag in (PANEL, *SCALARS, *MEASURES)} == {1}
     assert look.alerts == []
 
 

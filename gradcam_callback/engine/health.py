@@ -41,6 +41,7 @@ class Examination:
         call: Which of its calls was examined, counted from 0.
         extents: float32 `(N, 4)`, which part of its map each image is: top, left, bottom, right in cells; None where
             it is all of it.
+        channels: How many channels the activation has; 0 where there is none.
     """
 
     cam: Tensor
@@ -52,6 +53,7 @@ class Examination:
     calls: int = 1
     call: int = 0
     extents: Tensor | None = None
+    channels: int = 0
 
     def to(self, device: torch.device | str) -> Examination:
         """The same on another device."""
@@ -100,7 +102,7 @@ def examine(activation: Tensor, gradient: Tensor | None, cam: Tensor, scores: Te
     code = torch.where(finite, code, _NON_FINITE)
     usable = code == _OK
     cam = torch.where(_beside(usable, cam), cam, torch.nan)
-    return Examination(cam, norm, code, usable & (cam_peak == 0))
+    return Examination(cam, norm, code, usable & (cam_peak == 0), channels=activation.shape[1])
 
 
 def _peak(flat: Tensor) -> Tensor:
@@ -133,7 +135,15 @@ def missing(
     space = (1,) * axes if activation is None else activation.shape[2:]
     nan = torch.full((n, *space), torch.nan, device=samples.device)
     code = torch.full((n,), _NONE, device=samples.device)
-    return Examination(nan, nan.flatten(1)[:, 0].clone(), code, torch.zeros_like(code, dtype=torch.bool), cause, detail)
+    return Examination(
+        cam=nan,
+        norm=nan.flatten(1)[:, 0].clone(),
+        code=code,
+        empty=torch.zeros_like(code, dtype=torch.bool),
+        cause=cause,
+        detail=detail,
+        channels=0 if activation is None else activation.shape[1],
+    )
 
 
 def _beside(flags: Tensor, maps: Tensor) -> Tensor:
@@ -204,6 +214,7 @@ def judge(examinations: Mapping[Key, Examination], packed: Tensor) -> dict[Key, 
             detail=found.detail,
             calls=found.calls,
             call=found.call,
+            channels=found.channels,
         )
         for (name, found), numbers, norm in zip(examinations.items(), codes.tolist(), norms, strict=True)
     }

@@ -93,6 +93,11 @@ class ProbeSet:
         return self.images.shape[-2], self.images.shape[-1]
 
     @property
+    def image_space(self) -> tuple[int, ...]:
+        """`(H, W)` in pixels; of signals `(W,)`, of volumes `(D, H, W)`."""
+        return tuple(self.images.shape[2:] if self.images.ndim > 3 else self.images.shape[-2:])
+
+    @property
     def displayed(self) -> Tensor:
         """The images for a panel: `(N, C, H, W)`, with one channel where they have no channel axis."""
         return self.images.unsqueeze(1) if self.images.ndim == 3 else self.images

@@ -12,7 +12,7 @@ import numpy as np
 
 from gradcam_callback.recording.payload import Array
 from gradcam_callback.recording.recording import Recording
-from gradcam_callback.recording.records import UNRECORDED, LayerMaps, Look, ProbePictures, Record
+from gradcam_callback.recording.records import MOST_MEASURES, UNRECORDED, LayerMaps, Look, ProbePictures, Record
 
 LARGEST = 1 << 31  # bytes of all maps of a layer
 MOST_MAPS = 1 << 24  # looks x targets x probes
@@ -114,6 +114,7 @@ def _recording(name: str, stage: str, callback: int, series: _Series, notes: Seq
         steps=np.array(numbers[1], np.int64),
         wall_times=np.array(numbers[2], np.float64),
         **_by_layer(layers),
+        measures=_measures(looks, axes, layers),
         layouts={layer.name: layer.layout for look in looks for layer in look.layers},
         extents={layer: found["extents"] for layer, found in layers.items() if found["extents"] is not None},
         **_by_target(looks, axes),
@@ -220,6 +221,21 @@ def _layer(name: str, looks: Sequence[Look], axes: _Axes, notes: list[str]) -> d
         if layer is not None:
             _fill(arrays, number, axes.rows(look), layer, is_drawn=number not in other)
     return arrays
+
+
+def _measures(looks: Sequence[Look], axes: _Axes, layers: Iterable[str]) -> dict[str, dict[str, Array]]:
+    """Each measure of each layer that has it, over all looks."""
+    found: dict[str, dict[str, Array]] = {}
+    shape = (len(looks), len(axes.targets), axes.probes)
+    for number, look in enumerate(looks):
+        for layer in look.layers:
+            for name, values in layer.measures.items() if layer.name in layers else ():
+                if name not in found and len(found) >= MOST_MEASURES:
+                    continue
+                of_layers = found.setdefault(name, {})
+                array = of_layers.setdefault(layer.name, np.full(shape, np.nan, np.float32))
+                array[number, axes.rows(look), : values.shape[1]] = values
+    return found
 
 
 def _common_space(name: str, found: Sequence[LayerMaps | None], notes: list[str]) -> tuple[tuple[int, ...], set[int]]:

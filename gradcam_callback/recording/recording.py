@@ -109,6 +109,8 @@ class Recording:
         flags: Layer to uint8 `(E, T, N)`: 1 the map is empty, 2 it was drawn across a cut, 4 it is
             by another method, because there is no gradient.
         gradient_norms: Layer to float32 `(E, T, N)`, L2; NaN where there is no gradient.
+        measures: Name to layer to float32 `(E, T, N)`: "drift", "focus", "border_energy", and where there are regions
+            "energy_inside" and "pointing_game"; NaN where there is none.
         layouts: Layer to how its output lies in space, in words.
         extents: Layer to float32 `(E, N, 4)`, which part of its map each image is: top, left, bottom, right in cells;
             NaN where it is all of it. Only layers that have any are in it.
@@ -143,6 +145,7 @@ class Recording:
     state_codes: Mapping[str, Array]
     flags: Mapping[str, Array]
     gradient_norms: Mapping[str, Array]
+    measures: Mapping[str, Mapping[str, Array]]
     layouts: Mapping[str, str]
     extents: Mapping[str, Array]
     classes: Array

@@ -20,6 +20,7 @@ UNRECORDED = 255
 """The code of what a look does not hold."""
 LARGEST_NUMBER = 1 << 53  # JavaScript counts as far
 MOST_TARGETS = 1 << 10
+MOST_MEASURES = 32
 EMPTY, BRIDGED, SUBSTITUTED = 1, 2, 4
 """Flags of a map: every channel speaks against the class; it was drawn across a cut; it is by another method."""
 
@@ -29,6 +30,7 @@ _TYPES = {
     **dict.fromkeys(("peaks", "norms", "extents", "boxes", "scores"), "float32"),
     **dict.fromkeys(("target_probabilities", "prediction_probabilities", "label_probabilities"), "float32"),
 }
+_MEASURE = "measure/"
 _OF_PROBES = ("fingerprint", "names", "labels", "label_texts", "class_names")
 _OF_LOOKS = ("method", "substitute", "task", "targets", "probe_set", "alerts")
 _OF_ALERTS: Mapping[str, tuple[type, ...]] = {
@@ -96,6 +98,7 @@ class LayerMaps:
         norms: `(T, N)` float32, the L2 norm of each gradient; NaN where there is none.
         extents: `(N, 4)` float32, which part of its map each image is: top, left, bottom, right in cells; None where it
             is all of it.
+        measures: Name to `(T, N)` float32, as of `measures`; NaN where there is none.
     """
 
     name: str
@@ -106,6 +109,7 @@ class LayerMaps:
     flags: Array
     norms: Array
     extents: Array | None = None
+    measures: Mapping[str, Array] = field(default_factory=dict)
 
     def check(self, shape: tuple[int, int]) -> None:
         """Make sure that the arrays belong together.
@@ -119,6 +123,11 @@ class LayerMaps:
             raise UnreadableError(f"the arrays of {self.name!r} differ in their shapes")
         if self.extents is not None and self.extents.shape != (shape[1], 4):
             raise UnreadableError(f"the extents of {self.name!r} have the shape {self.extents.shape}")
+        if len(self.measures) > MOST_MEASURES:
+            raise UnreadableError(f"there are {len(self.measures)} measures of {self.name!r}")
+        for name, values in self.measures.items():
+            if values.shape != shape or values.dtype != np.float32:
+                raise UnreadableError(f"the measure {name!r} of {self.name!r} has the shape {values.shape}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,6 +285,7 @@ def to_bytes(record: Record) -> bytes:
     arrays = _arrays_of(record, "")
     for number, layer in enumerate(record.layers):
         arrays |= _arrays_of(layer, f"{number}/")
+        arrays |= {f"{number}/{_MEASURE}{name}": values for name, values in layer.measures.items()}
     return pack(header, arrays)
 
 
@@ -323,7 +333,9 @@ def _of_kind(header: dict[str, Any], arrays: Mapping[str, Array]) -> Record:
     if kind != Look.KIND:
         raise UnreadableError(f"it is of an unknown kind, {kind!r}")
     layers = tuple(
-        LayerMaps(str(name), str(layout), **_arrays_for(LayerMaps, arrays, f"{number}/"))
+        LayerMaps(
+            str(name), str(layout), **_arrays_for(LayerMaps, arrays, f"{number}/"), measures=_measures(arrays, number)
+        )
         for number, (name, layout) in enumerate(header["layers"])
     )
     return Look(
@@ -337,6 +349,11 @@ def _of_kind(header: dict[str, Any], arrays: Mapping[str, Array]) -> Record:
         substitute=str(header.get("substitute", "")),
         **_arrays_for(Look, arrays, ""),
     )
+
+
+def _measures(arrays: Mapping[str, Array], layer: int) -> dict[str, Array]:
+    start = f"{layer}/{_MEASURE}"
+    return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
 
 
 def _alerts(header: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:

@@ -95,6 +95,8 @@ class Finding:
     def identity(self) -> tuple[Any, ...]:
         """What makes it another finding when it changes: of a null not the wording, of a failure that too."""
         place = None if self.location is None else (self.location.file, self.location.line)
+        if self.cause is CallbackIssue.LOOKS_ELSEWHERE:  # its numbers are others in every look
+            return self.cause, self.targets
         probes = "all" if self.concerns_all else self.probes  # a dry run may have fewer of them
         return self.cause, probes, self.targets, place, None if self.is_null else self.message
 

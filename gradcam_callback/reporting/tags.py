@@ -14,8 +14,13 @@ from gradcam_callback.reporting.fusion import FUSED
 from gradcam_callback.reporting.panel import Panel
 
 _OWN = ("alerts", "seconds", "null_gradients", "empty_maps", "fused", "recording")
+_MEASURES = (
+    *("gradient_norm", "drift", "worst_drift", "focus", "border_energy", "energy_inside", "pointing_game"),
+    *("insertion", "deletion", "average_drop", "increase", "road"),
+)
 _RESERVED = re.compile(
-    rf"({'|'.join(_OWN)})(_\d+)?|(recording(_\d+)?|layer|gradient_norm|validate|test)(/.*)?|.*/page(_\d+)*", re.DOTALL
+    rf"({'|'.join(_OWN)})(_\d+)?|(recording(_\d+)?|layer|{'|'.join(_MEASURES)}|validate|test)(/.*)?|.*/page(_\d+)*",
+    re.DOTALL,
 )
 
 
@@ -63,6 +68,10 @@ class Tags:
     def panels(self, pages: Mapping[str, Sequence[Panel]]) -> dict[str, Panel]:
         """The pages of each layer by their tags."""
         return {self.panel(layer, page): panel for layer in pages for page, panel in enumerate(pages[layer])}
+
+    def measure(self, name: str, layer: str) -> str:
+        """Of a measure at a layer, a scalar."""
+        return f"{self._prefix}{name}/{self._layers[layer]}"
 
     def gradient_norm(self, layer: str) -> str:
         """Of the mean gradient norm at a layer, a scalar."""
