@@ -1,7 +1,8 @@
 """What watching costs, as ratios inside one run: a probe pass, a validation with the callback, a long training.
 
-Four tables: `passes`, the time and memory of one probe pass beside the least work that gives the same map; `attached`,
-a validation with and without the callback in a real Trainer; `growth`, whether a look costs more as epochs go by;
+Five tables: `passes`, the time and memory of one probe pass beside the least work that gives the same map; `methods`,
+those of each method beside a forward pass; `attached`, a validation with and without the callback in a real Trainer;
+`growth`, whether a look costs more as epochs go by;
 `viewer`, what a recorded look costs, and how the viewer does on long runs. What runs within a round is shuffled or
 alternates, so that a busy machine slows all of it down; reported is the median over the rounds of each round's own
 ratio, with the quartiles. Packages that are not installed are left out.
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarking import passes
+from benchmarking import methods, passes
 from benchmarking.clock import Budget
 from benchmarking.report import Goal, device_name, render_goals, say, versions
 
@@ -32,6 +33,7 @@ EPOCHS = 200  # of the long training
 ON_REQUEST = ["viewer"]  # it needs a browser
 TITLES = {
     "passes": "A probe pass",
+    "methods": "The methods",
     "attached": "A validation with the callback and 8 probes",
     "growth": "A long training",
     "viewer": "The recording and the viewer",
@@ -67,6 +69,13 @@ def measured(name: str, given: argparse.Namespace, budget: Budget) -> tuple[list
         settings = passes.settings(given.images, given.device, quick=given.quick)
         found = [row for setting in settings for row in passes.measure(setting, budget)]
         return found, passes.goals(found), passes.render(found)
+    if name == "methods":
+        costs = [
+            row
+            for setting in methods.settings(given.device, quick=given.quick)
+            for row in methods.measure(setting, budget)
+        ]
+        return costs, [], methods.render(costs)
     # Not at the top, which runs in each of the processes that memory is measured in: Lightning takes seconds to import.
     from benchmarking import attached, growth
 

@@ -35,7 +35,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Reports]:
     folder = tmp_path_factory.mktemp("benchmarks")
     done = run("--quick", "--folder", str(folder))
     assert done.returncode == 0, done.stderr
-    names = ("passes", "attached", "growth")
+    names = ("passes", "methods", "attached", "growth")
     assert {path.name for path in folder.iterdir()} == {f"cpu-{name}.json" for name in names}
     return done.stdout, {name: json.loads((folder / f"cpu-{name}.json").read_text()) for name in names}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -195,20 +196,20 @@ class ClutteredMNISTData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Batches in random order; an incomplete last one is left out."""
-        return self._loader(self.train_set, self.batch_size, shuffle=True, drop_last=True)
+        return digit_loader(self.train_set, self.batch_size, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Batches of 250."""
-        return self._loader(self.validation_set, 250)
+        return digit_loader(self.validation_set, 250)
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """Batches of 250."""
-        return self._loader(self.test_set, 250)
+        return digit_loader(self.test_set, 250)
 
-    @staticmethod
-    def _loader(
-        dataset: ClutteredDigits, batch_size: int, *, shuffle: bool = False, drop_last: bool = False
-    ) -> DataLoader[Sample]:
-        # A batch is made in a millisecond, in memory: worker processes would only cost. Lightning cannot know that.
-        warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
-        return DataLoader(dataset, batch_size, shuffle=shuffle, drop_last=drop_last)
+
+def digit_loader(
+    dataset: Dataset[Any], batch_size: int, *, shuffle: bool = False, drop_last: bool = False
+) -> DataLoader[Any]:
+    """Batches of a data set that makes each in a millisecond, in memory: worker processes would only cost."""
+    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")  # Lightning cannot know that
+    return DataLoader(dataset, batch_size, shuffle=shuffle, drop_last=drop_last)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 from gradcam_callback import compute_cam
+from gradcam_callback.engine.methods import METHODS
 
 FORWARD, LEAST, OURS = "forward alone", "least work", "gradcam_callback"
 
@@ -67,6 +69,10 @@ def ours(model: nn.Module, images: Tensor, layer: str) -> Any:
     return compute_cam(model, images, layer, target="predicted")
 
 
+def by_method(method: str, model: nn.Module, images: Tensor, layer: str) -> Any:
+    return compute_cam(model, images, layer, target="predicted", method=method)
+
+
 def by_grad_cam(model: nn.Module, images: Tensor, layer: str) -> Any:
     from pytorch_grad_cam import GradCAM
 
@@ -98,6 +104,8 @@ TOOLS: dict[str, Callable[[nn.Module, Tensor, str], Any]] = {
     "captum": by_captum,
     "torchcam": by_torchcam,
 }
+METHOD_TOOLS = {f"method {name}": partial(by_method, name) for name in METHODS}
+TOOLS |= METHOD_TOOLS
 _PACKAGES = {"grad-cam": "pytorch_grad_cam", "captum": "captum", "torchcam": "torchcam"}
 
 
