@@ -361,3 +361,14 @@ def test_agreement_with_torchcam(images: Tensor) -> None:
     )
     # It scales a mask before it is enlarged; the paper, and we, do so afterwards.
     torch.testing.assert_close(ours, peer, rtol=0, atol=5e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("how", ["eager", "fused", "module"])
+def test_gradient_rollout_on_a_gpu(how: str) -> None:
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    expected = cams(Transformer(how), images, "blocks.1", method="gradient_rollout", target=3)
+    got = cams(Transformer(how).cuda(), images, "blocks.1", method="gradient_rollout", target=3)
+    assert got.is_cuda
+    assert relative_error(got.cpu(), expected).max() <= 1e-3

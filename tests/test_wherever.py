@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from gradcam_callback import CAMResult, GradCAMCallback, GradientState, compute_cam
+from gradcam_callback import CAMResult, GradCAMCallback, GradientState, compute_cam, read_run
+from gradcam_callback.causes import CallbackIssue
+from gradcam_callback.engine.methods import METHODS
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.execution.probe_pass import ProbePass
 from gradcam_callback.probes.probe_set import ProbeSet
@@ -438,3 +440,36 @@ def test_a_pass_on_a_gpu_waits_for_it_once() -> None:
     # The profiler itself waits once, when it ends.
     assert counts.get("cudaDeviceSynchronize", 0) <= 1
     assert counts.get("cudaStreamSynchronize", 0) <= 1
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("smooth_gradcam", "gradient_rollout")])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_every_method_on_a_gpu(tmp_path: Path, method: str, precision: str) -> None:
+    """The noise of smooth maps is another on each device."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        fit = on_gpu(tmp_path, GradCAMCallback(LAYERS, probes=4, method=method), precision=precision)
+        result, probes = fit.callback.last_result, fit.callback.probes
+        assert result is not None
+        assert probes is not None
+        model = copy.deepcopy(fit.module).cpu()
+        expected = compute_cam(model, probes.images.float().cpu(), LAYERS, method=method, target=result.targets.cpu())
+        for layer, cam in result.cams.items():
+            assert cam.is_cuda
+            bound = 1e-3 if precision == "32-true" else 0.2
+            assert relative_error(cam.cpu(), expected.cams[layer].double()).max() <= bound, layer
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_regions_and_measures_on_a_gpu(tmp_path: Path) -> None:
+    boxes = [[0, 0, 8, 8]] * 4
+    fit = on_gpu(tmp_path, GradCAMCallback(LAYERS, probes=4, regions=boxes), max_epochs=2)
+    measures = read_run(tmp_path).measures
+    assert set(measures) == {"drift", "focus", "border_energy", "energy_inside", "pointing_game"}
+    assert {alert.cause for alert in fit.callback.alerts} <= {CallbackIssue.LOOKS_ELSEWHERE}
