@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ def encode_probes(
     """The record of the probes.
 
     Args:
-        probes: Their images are on the CPU.
+        probes: On any device; the images are copied to the host, which no training loop waits for here.
         style: Its `mean`, `std` and `channels` say how the images are shown, and its `class_names` are recorded.
         texts: What the data say of each probe, in words.
         space: The axes of space: 1 of signals, 2 of images, 3 of volumes.
@@ -38,6 +39,7 @@ def encode_probes(
     Raises:
         ValueError: `mean`, `std` or `channels` is for images with other channels.
     """
+    probes = replace(probes, images=probes.images.cpu())
     labels = [None] * len(probes) if probes.labels is None else probes.labels.tolist()
     return ProbePictures(
         origin=origin,
