@@ -31,6 +31,7 @@ LAYERS = {
     "reconstruction.yaml": ["encoder"],
     "regression.yaml": ["stages"],
     "segmentation.yaml": ["stages"],
+    "shortcut.yaml": [STAGE],
     "signal.yaml": ["stages"],
     "similarity.yaml": ["stages"],
     "volume.yaml": ["stages"],
@@ -98,6 +99,14 @@ def test_broken_raises_its_alert_and_clears_it(tmp_path):
 
 def test_frozen_backbone(tmp_path):
     check_tags(run("frozen_backbone.yaml", tmp_path), LAYERS["frozen_backbone.yaml"])
+
+
+def test_shortcut(tmp_path, capsys):
+    events = run("shortcut.yaml", tmp_path, "--data.init_args.batch_size=8")
+    check_tags(events, LAYERS["shortcut.yaml"])
+    assert 0 <= events.values(f"gradcam/energy_inside/{STAGE}")[-1] <= 1
+    assert events.values(f"gradcam/pointing_game/{STAGE}")[-1] in [count / 10 for count in range(11)]
+    assert "Accuracy where the squares say nothing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -178,3 +178,31 @@ def colours(count: int, contrast: float = 1.0) -> Tensor:
 def square_box() -> tuple[int, int, int, int]:
     """The box of the square: left, top, right, bottom in pixels."""
     return GAP, GAP, GAP + SQUARE, GAP + SQUARE
+
+
+class HonestAccuracy(Callback):
+    """Measures, once a training is over, the accuracy on the test set, and prints it: there the colours say nothing.
+
+    Attributes:
+        accuracy: 0..1; None before.
+    """
+
+    def __init__(self) -> None:
+        self.accuracy: float | None = None
+
+    @torch.no_grad()
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Classify the test set."""
+        data: ShortcutData = trainer.datamodule  # type: ignore[attr-defined]
+        pl_module.eval()
+        right = [
+            (pl_module(batch.image.to(pl_module.device)).argmax(dim=1).cpu() == batch.label).float()
+            for batch in data.test_dataloader()
+        ]
+        pl_module.train()
+        self.accuracy = float(torch.cat(right).mean())
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Print it, above the report of the run."""
+        if self.accuracy is not None and trainer.is_global_zero:
+            print(f"\nAccuracy where the squares say nothing  {self.accuracy:7.1%}")
