@@ -4,9 +4,9 @@ Note [Looks elsewhere]
 
 The alert is for a model that is right for another reason than the thing itself. So it counts the probes that are
 predicted rightly (all, where there are no labels of classes) and have a region, for the first target. A probe misses
-its region if the largest value of its map lies outside, and the region gets less of the energy than its share of the
-image: less than of a map that knows nothing. The alert is raised where more than `MOST` of at least `FEWEST` such
-probes miss their region in two looks in a row, and cleared after two looks in a row where they do not.
+its region if the largest value of its map lies outside, and the region gets less than `FACTOR` times the energy that a
+map which knows nothing gives it: its share of the image. The alert is raised where more than `MOST` of at least
+`FEWEST` such probes miss their region in two looks in a row, and cleared after two looks in a row where they do not.
 
 How often it is right and how often it is wrong was measured: see docs/measures.md.
 """
@@ -23,6 +23,8 @@ from gradcam_callback.measures import Array, Regions
 from gradcam_callback.recording.records import LayerMaps, Look
 from gradcam_callback.reporting.alerts import Finding
 
+FACTOR = 2.0
+"""How much more than its share of the image a region has to get of the energy."""
 FEWEST = 3
 """How many probes have to count."""
 MOST = 0.5
@@ -59,7 +61,7 @@ class RegionVerdict:
         """
         energy, hits = layer.measures["energy_inside"][0], layer.measures["pointing_game"][0]
         counts = is_right & np.isfinite(energy)
-        missed = counts & (hits == 0) & (energy < areas)
+        missed = counts & (hits == 0) & (energy < FACTOR * areas)
         counted, missing = (tuple(map(int, np.flatnonzero(flags))) for flags in (counts, missed))
         means = (float(values[counts].mean()) if counted else np.nan for values in (energy, areas))
         return cls(counted, missing, *means)
