@@ -7,7 +7,7 @@ RUNS ?= runs
 TASKS := segmentation detection multilabel regression similarity reconstruction signal volume
 
 .DEFAULT_GOAL := help
-.PHONY: help demo broken configs browser test test-all test-oldest coverage lint format bench tensorboard screenshots clean
+.PHONY: help demo broken shortcut configs browser test test-all test-oldest coverage lint format bench tensorboard screenshots clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -23,6 +23,9 @@ demo: $(VENV)/.ready  ## Train on cluttered MNIST with the callback attached (tw
 broken: $(VENV)/.ready  ## Train a network broken on purpose: an alert from start to end
 	$(BIN)/gradcam-callback doctor --config configs/broken.yaml || true
 	$(BIN)/gradcam-callback fit --config configs/broken.yaml
+
+shortcut: $(VENV)/.ready  ## Train on digits with a square that gives the class away: the callback says so (half a minute)
+	$(BIN)/gradcam-callback fit --config configs/shortcut.yaml
 
 configs: $(VENV)/.ready  ## Train a small network for each task: segmentation, detection and so on (three minutes)
 	set -e; for task in $(TASKS); do $(BIN)/gradcam-callback fit --config configs/$$task.yaml; done

@@ -31,6 +31,7 @@ LAYERS = {
     "reconstruction.yaml": ["encoder"],
     "regression.yaml": ["stages"],
     "segmentation.yaml": ["stages"],
+    "shortcut.yaml": [STAGE],
     "signal.yaml": ["stages"],
     "similarity.yaml": ["stages"],
     "volume.yaml": ["stages"],
@@ -98,6 +99,12 @@ def test_broken_raises_its_alert_and_clears_it(tmp_path):
 
 def test_frozen_backbone(tmp_path):
     check_tags(run("frozen_backbone.yaml", tmp_path), LAYERS["frozen_backbone.yaml"])
+
+
+def test_shortcut_measures_how_much_of_the_maps_lies_on_the_digits(tmp_path):
+    events = run("shortcut.yaml", tmp_path)
+    check_tags(events, LAYERS["shortcut.yaml"])
+    assert 0 < events.values(f"gradcam/energy_inside/{STAGE}")[-1] < 1
 
 
 @pytest.mark.parametrize("task", TASKS)
