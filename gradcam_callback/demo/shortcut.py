@@ -38,11 +38,13 @@ class Digit(NamedTuple):
         image: float32 `(3, canvas, canvas)`, normalised.
         label: The digit.
         box: float32 `(4,)`, around the digit's ink: left, top, right, bottom in pixels.
+        decoy: float32 `(4,)`, the square likewise; all 0 where there is none.
     """
 
     image: Tensor
     label: int
     box: Tensor
+    decoy: Tensor
 
 
 class ShortcutDigits(Dataset[Digit]):
@@ -56,6 +58,11 @@ class ShortcutDigits(Dataset[Digit]):
         seed: Of places and colours.
         share: How many of the squares tell the class, 0..1; the others have the colour of any class. None: no squares.
         contrast: How far the colours are from grey, 0..1.
+
+    Attributes:
+        boxes: float32 `(N, 4)`, around each digit's ink: left, top, right, bottom in pixels.
+        decoys: The squares likewise; all 0 without squares.
+        targets: The labels.
     """
 
     classes = ClutteredDigits.classes
@@ -75,11 +82,13 @@ class ShortcutDigits(Dataset[Digit]):
         canvases, boxes = scatter_digits(digits, digits, canvas=canvas, fragments=fragments, generator=generator)
         self.targets = labels
         self.boxes = boxes[:, [1, 0, 3, 2]].float()
+        self.decoys = torch.zeros_like(self.boxes)
         self._canvases, self._colours = canvases, None
         if share is not None:
             told = torch.rand(len(labels), generator=generator) < share
             any_class = torch.randint(len(self.classes), labels.shape, generator=generator)
             self._colours = colours(len(self.classes), contrast)[torch.where(told, labels, any_class)]
+            self.decoys += torch.tensor(square_box())
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -94,7 +103,7 @@ class ShortcutDigits(Dataset[Digit]):
         if self._colours is not None:
             images[:, :, GAP : GAP + SQUARE, GAP : GAP + SQUARE] = self._colours[chosen][:, :, None, None]
         images = (images - MEAN) / STD
-        return list(map(Digit, images, self.targets[chosen].tolist(), self.boxes[chosen]))
+        return list(map(Digit, images, self.targets[chosen].tolist(), self.boxes[chosen], self.decoys[chosen]))
 
 
 class ShortcutData(LightningDataModule):
