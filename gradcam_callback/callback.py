@@ -75,8 +75,6 @@ class GradCAMCallback(Callback):
             of the layer and each probe; `smooth_gradcam`, which costs 16 a probe; for transformers `gradient_rollout`,
             which costs one. Or one of your own by its dotted name: a function `(activation, gradient) -> map`, or a
             class, with `{class_path: ..., init_args: ...}`.
-        method_on_null: Which method draws where there is no gradient, and no map across the cut: `scorecam`,
-            `ablationcam` or `eigencam`; the caption says so, and the alert stays. By default none does.
         output: Where the logits are in what forward returns: a key, an index, or from Python a function; by default
             they are found.
         layout: How the layers' outputs lie in space: `nchw`, `nhwc`, `tokens`, a grid of tokens with the number or the
@@ -112,12 +110,17 @@ class GradCAMCallback(Callback):
         panels: When a panel is drawn for the Images tab. The viewer shows every look in any case. `every look`;
             `when something changed`, a prediction, the state of a gradient or an alert, and at the first look;
             `last`, once, when the run ends; or `never`.
+        source_lines: Whether alerts quote the lines of code that they blame, with full paths. What looks like a secret
+            is masked in any case.
+        method_on_null: Which method draws where there is no gradient, and no map across the cut: `scorecam`,
+            `ablationcam` or `eigencam`; the caption says so, and the alert stays. By default none does.
         regions: Where the thing is in each image: the entry of a batch with a box (left, top, right, bottom in pixels),
             several, or a mask for each image, by its key or position; `labels`, where these are boxes or masks;
             `{file: boxes.json}`; or a list with a box or a mask for each probe. Then it is measured how much of the
             energy of the maps lies inside, and an alert says if the model is right and looks elsewhere.
-        source_lines: Whether alerts quote the lines of code that they blame, with full paths. What looks like a secret
-            is masked in any case.
+        faithfulness: Whether to measure how the probability of the class goes as the image is changed where the map
+            says: insertion, deletion, average drop, increase and ROAD. `true`, or `{every_n_epochs: 5, steps: 32}`; it
+            costs 76 forward passes for each map.
 
     Attributes:
         alerts: All alerts so far, in order.
@@ -135,7 +138,6 @@ class GradCAMCallback(Callback):
         probes: int | Sequence[int] | ProbeSource = 8,
         target: TargetOption = "predicted",
         method: str | dict[str, Any] | Callable[[Any, Any], Any] = "gradcam",
-        method_on_null: str | dict[str, Any] | None = None,
         output: int | str | Callable[[Any], Any] | None = None,
         layout: str | dict[str, Any] | Callable[[Any], Any] | None = None,
         forward: str = "forward",
@@ -153,8 +155,10 @@ class GradCAMCallback(Callback):
         scale: Scale = "each",
         fuse: bool = False,
         panels: PanelOption = "every look",
-        regions: int | str | dict[str, str] | Sequence[Any] | None = None,
         source_lines: bool = True,
+        method_on_null: str | dict[str, Any] | None = None,
+        regions: int | str | dict[str, str] | Sequence[Any] | None = None,
+        faithfulness: bool | dict[str, Any] | None = None,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()

@@ -57,6 +57,9 @@ def notices_of(prober: Prober, probes: ProbeSet, result: ProbePassResult, *, cho
     if result.output.samples_depend:
         yield DEPENDENT_SAMPLES
     yield from _of_price(prober.method, first, len(probes), len(result.results))
+    if prober.faithfulness_price:
+        passes = prober.faithfulness_price * len(first.health) * len(result.results)
+        yield f"The measures of faithfulness cost {passes} more forward passes for each of {len(probes)} probes."
 
 
 def _of_calls(result: CAMResult) -> Iterator[str]:

@@ -12,14 +12,17 @@ from lightning.pytorch import LightningModule, Trainer
 
 from gradcam_callback import entry_point, trainer_context
 from gradcam_callback.diagnosis.diagnoser import diagnose
+from gradcam_callback.engine.faithfulness import forward_passes
 from gradcam_callback.engine.inputs import ModelInputs
 from gradcam_callback.engine.layer_listing import ListedLayer, list_layers
 from gradcam_callback.engine.methods import Method
 from gradcam_callback.engine.replica import ReplicaOptions
 from gradcam_callback.engine.request import CAMRequest
 from gradcam_callback.engine.targets import Target, Task, bind
+from gradcam_callback.execution.faithfulness_pass import FaithfulnessPass, check_faithfulness
 from gradcam_callback.execution.probe_pass import ProbePass, ProbePassResult
 from gradcam_callback.execution.processes import ProcessGroup
+from gradcam_callback.measures import Array
 from gradcam_callback.probes import ProbeSet, forward_inputs
 from gradcam_callback.reporting.panel import Panel
 from gradcam_callback.reporting.pass_renderer import PassRenderer
@@ -51,6 +54,11 @@ class Prober:
     def method(self) -> Method:
         """How the maps are made."""
         return self._settings.method
+
+    @property
+    def faithfulness_price(self) -> int:
+        """How many forward passes the measures of faithfulness cost, for each map; 0 where they are not asked for."""
+        return 0 if self._settings.faithfulness is None else forward_passes(self._settings.faithfulness[0])
 
     @property
     def remark(self) -> str:
@@ -95,6 +103,27 @@ class Prober:
             targets, inputs = self.targets(probes), self._inputs(pl_module, probes)
             self._pass.select_auto(pl_module, inputs, targets[0])
             return self._pass.run(pl_module, inputs, targets, lambda found: renderer.render(found.by_target))
+
+    def check_faithfulness(self, probes: ProbeSet) -> None:
+        """Refuse to measure what cannot be measured.
+
+        Raises:
+            BadInputError: A target is of no class, or the probes are no images.
+        """
+        if self._settings.faithfulness is not None:
+            check_faithfulness(self.targets(probes), probes.displayed)
+
+    def faithfulness(
+        self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet, result: ProbePassResult
+    ) -> dict[str, dict[str, Array]]:
+        """Layer to measure of faithfulness to `(T, N)`; empty where none is due."""
+        if self._settings.faithfulness is None or trainer.current_epoch % self._settings.faithfulness[1]:
+            return {}
+        with self._running(trainer):
+            passes = FaithfulnessPass(
+                self._settings.faithfulness[0], self._settings.output, self._pass.processes, self._pass.replica_options
+            )
+            return passes.run(pl_module, self._inputs(pl_module, probes), self.targets(probes), result.results)
 
     def seen(self, result: ProbePassResult, renderer: PassRenderer) -> SeenProbes:
         """What is recorded of a pass.

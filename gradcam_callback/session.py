@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -15,14 +14,14 @@ from gradcam_callback.engine.layer_listing import ListedLayer
 from gradcam_callback.engine.layers import AUTO
 from gradcam_callback.errors import BadInputError, UnknownSpaceError
 from gradcam_callback.execution.probe_pass import ProbePassResult
+from gradcam_callback.measuring import Measuring
 from gradcam_callback.notices import notices_of
 from gradcam_callback.probe_capture import ProbeCapture
 from gradcam_callback.prober import Prober
 from gradcam_callback.probes import ProbeSet
-from gradcam_callback.probes.regions import check_entry, find_regions
+from gradcam_callback.probes.regions import check_entry
 from gradcam_callback.reporting import findings
-from gradcam_callback.reporting.look_measures import LookMeasurer, measure_scalars
-from gradcam_callback.reporting.looks_elsewhere import ElsewhereWatch
+from gradcam_callback.reporting.look_measures import measure_scalars
 from gradcam_callback.reporting.panel import Panel
 from gradcam_callback.reporting.panel_schedule import PanelSchedule
 from gradcam_callback.reporting.pass_renderer import PassRenderer
@@ -56,8 +55,7 @@ class Session:
         self._schedule = PanelSchedule(settings.panels)
         self._capture = ProbeCapture(settings.source, self._prober.capture_options)
         self._probes: ProbeSet | None = None
-        self._measurer = LookMeasurer()
-        self._elsewhere: ElsewhereWatch | None = None
+        self._measuring = Measuring(settings, self._prober, self.reporter)
         self._is_open = False
         self._held = 0.0  # seconds of this validation
 
@@ -108,6 +106,7 @@ class Session:
         if probes is None:
             return
         self.awaits_dry_run = False
+        self._prober.check_faithfulness(probes)
         if self._capture.is_of_validation:
             check_entry(self._settings.regions, probes)
         try:
@@ -158,22 +157,10 @@ class Session:
             self._probes = self._memory.probes = probes
             if trainer.state.fn == TrainerFn.FITTING and not self._memory.keep_probes(probes):
                 found = [findings.probes_changed()]
-            self._find_regions(trainer, probes)
+            self._measuring.begin(trainer, probes)
         self.reporter.record(trainer, ["probes"], found)
         for notice in probes.notices:
             self.reporter.notice(trainer, notice)
-
-    def _find_regions(self, trainer: Trainer, probes: ProbeSet) -> None:
-        """Find where the thing is in each probe. Where that cannot be, it is an alert: it is too late to refuse it."""
-        regions, found = None, []
-        try:
-            regions = find_regions(self._settings.regions, probes)
-        except Exception as error:
-            found = [findings.failed("regions", "The regions of the probes could not be found", error)]
-        self.reporter.record(trainer, ["regions"], found)
-        self._measurer = LookMeasurer(regions)
-        labels = None if probes.labels is None else probes.labels.numpy()
-        self._elsewhere = None if regions is None else ElsewhereWatch(regions, labels)
 
     # Probe passes
 
@@ -205,7 +192,7 @@ class Session:
             result = self._explain(trainer, pl_module, renderer)
             self._memory.last_result = result.results[0]
             scalars = health_scalars(result.results, self._tags(trainer))  # under other tags if "auto" has chosen
-            seen = self._measured(trainer, self._prober.seen(result, renderer))
+            seen = self._measuring.measured(trainer, pl_module, result, self._prober.seen(result, renderer))
             scalars |= measure_scalars(seen.look, self._tags(trainer))
             is_plain = self.reporter.record_doubts(trainer, renderer, result)
             if is_plain and self._schedule.is_due(seen.look, has_news=self.reporter.has_news):
@@ -251,14 +238,6 @@ class Session:
             self.reporter.notice(trainer, notice)
         self.reporter.record_health(trainer, result, self._prober.titles(probes))
         return result
-
-    def _measured(self, trainer: Trainer, seen: SeenProbes) -> SeenProbes:
-        """The look with its measures, and what they tell on record."""
-        look = self._measurer.measured(seen.look)
-        if self._elsewhere is not None:
-            found = self._elsewhere.findings(look)
-            self.reporter.record(trainer, list(found), [finding for finding in found.values() if finding is not None])
-        return replace(seen, look=look)
 
     def _is_due(self, trainer: Trainer) -> bool:
         """Whether this validation has a probe pass: each one of an epoch that is due, and outside of `fit` always."""

@@ -8,9 +8,11 @@ from typing import Any, get_args
 
 from gradcam_callback import options
 from gradcam_callback.engine import layers, layouts
+from gradcam_callback.engine.faithfulness import FaithfulnessOptions
 from gradcam_callback.engine.layouts import LayoutInput
 from gradcam_callback.engine.methods import Method, as_method, as_method_on_null
 from gradcam_callback.engine.targets import Target, Task, as_target
+from gradcam_callback.execution.faithfulness_pass import as_options
 from gradcam_callback.options import OnNull, PanelOption, Scale
 from gradcam_callback.probes import ProbeSet, ProbeSource, as_source, forward_inputs, regions
 from gradcam_callback.probes.forward_inputs import InputsOption
@@ -51,6 +53,7 @@ class Settings:
     fuse: bool
     panels: PanelOption
     regions: RegionsOption
+    faithfulness: tuple[FaithfulnessOptions, int] | None
     source_lines: bool
 
     @classmethod
@@ -65,6 +68,7 @@ class Settings:
         given |= {
             "method": chosen,
             "method_text": _method_text(given["method"]),
+            "faithfulness": as_options(given["faithfulness"]),
             "method_on_null": None if on_null is None else as_method_on_null(on_null),
         }
         colormap_table(given["colormap"])

@@ -24,13 +24,23 @@ LAYERS = [
     {"execution", "reporting"},
     {"settings", "trainer_context"},
     {"probe_capture", "prober", "run_reporter"},
-    {"notices"},
+    {"measuring", "notices"},
     {"session"},
     {"callback"},
     {"doctor", "report", "tensorboard_plugin"},
     {"cli"},
 ]
-KNOW_LIGHTNING = {"trainer_context", "probe_capture", "prober", "run_reporter", "session", "callback", "doctor", "cli"}
+KNOW_LIGHTNING = {
+    "trainer_context",
+    "probe_capture",
+    "prober",
+    "run_reporter",
+    "measuring",
+    "session",
+    "callback",
+    "doctor",
+    "cli",
+}
 MODULES = {path.relative_to(PACKAGE): path for path in PACKAGE.rglob("*.py") if "demo" not in path.parts}
 
 

@@ -52,6 +52,19 @@ def repeat_rows(batch: Any, times: int, count: int) -> Any:
     return repeated(batch) if isinstance(batch, Tensor) else _mapped(batch, repeated)
 
 
+def take_rows(batch: Any, rows: Tensor, count: int) -> Any:
+    """Some samples of a batch of `count`, in any order and as often as they are named: `rows` are their positions."""
+
+    def taken(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[rows.to(value.device)] if value.ndim and len(value) == count else value
+        if isinstance(value, list) and len(value) == count:
+            return [value[row] for row in rows.tolist()]
+        return _mapped(value, taken)
+
+    return taken(batch) if isinstance(batch, Tensor) else _mapped(batch, taken)
+
+
 def join_rows(parts: Sequence[Any]) -> Any:
     """One batch of single samples, each as `rows_of` gave it; tensors of different shapes become a list."""
 

@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradcam_callback.engine.batch_rows import Placeholder, leaves, map_leaves, map_tensors, repeat_rows, rows_of
+from gradcam_callback.engine.batch_rows import (
+    Placeholder,
+    leaves,
+    map_leaves,
+    map_tensors,
+    repeat_rows,
+    rows_of,
+    take_rows,
+)
 from gradcam_callback.engine.layouts import Grid
 from gradcam_callback.errors import BadInputError
 
@@ -151,6 +159,12 @@ class ModelInputs:
         args, kwargs = (repeat_rows(given, times, count) for given in (self.args, dict(self.kwargs)))
         sizes = None if self.sizes is None else self.sizes * times
         return replace(self, images=torch.cat(list(variants)), args=args, kwargs=kwargs, sizes=sizes)
+
+    def taken(self, rows: Tensor, images: Tensor) -> ModelInputs:
+        """Other images, with what stands beside the samples that they are made of: `rows` are their positions."""
+        args, kwargs = (take_rows(given, rows, len(self)) for given in (self.args, dict(self.kwargs)))
+        sizes = None if self.sizes is None else tuple(self.sizes[row] for row in rows.tolist())
+        return replace(self, images=images, args=args, kwargs=kwargs, sizes=sizes)
 
     def stacked(self) -> ModelInputs:
         """The same with one tensor of images in place of a list, whose images have one size."""

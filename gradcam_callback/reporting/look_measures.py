@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -49,13 +51,19 @@ class LookMeasurer:
         self._before: Look | None = None
         self._weights: dict[tuple[tuple[int, ...], bytes], RegionWeights] = {}
 
-    def measured(self, look: Look) -> Look:
-        """The look with its measures. For the next one, it is the look before."""
+    def measured(self, look: Look, others: Mapping[str, Mapping[str, Array]] = MappingProxyType({})) -> Look:
+        """The look with its measures. For the next one, it is the look before.
+
+        Args:
+            look: Without measures.
+            others: Layer to further measures, `(T, N)` each, by their names.
+        """
         before = {} if self._before is None else {layer.name: layer for layer in self._before.layers}
         same = self._before is not None and self._before.targets == look.targets
         layers = [self._layer(layer, before.get(layer.name) if same else None) for layer in look.layers]
         self._before = look
-        return replace(look, layers=tuple(layers))
+        complete = (replace(one, measures={**one.measures, **others.get(one.name, {})}) for one in layers)
+        return replace(look, layers=tuple(complete))
 
     def _layer(self, layer: LayerMaps, before: LayerMaps | None) -> LayerMaps:
         space, count = layer.levels.shape[2:], layer.levels.shape[1]
