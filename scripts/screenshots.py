@@ -1,6 +1,6 @@
 """Takes the pictures of the viewer in docs/: python scripts/screenshots.py RUNS, in the browser of `make browser`.
 
-RUNS is the folder in which `configs/demo.yaml` and `configs/broken.yaml` have left their runs.
+RUNS is the folder in which `make demo`, `make broken` and `make shortcut` have left their runs.
 """
 
 from __future__ import annotations
@@ -31,9 +31,12 @@ SIZE = {"width": 1360, "height": 860}
 
 
 def main(runs: Path) -> None:
-    demo, broken = newest(runs / "demo"), newest(runs / "broken")
+    demo, broken, *cheats = (newest(runs / name) for name in ("demo", "broken", "shortcut", "honest"))
     with launched() as browser, tempfile.TemporaryDirectory() as folder:
-        reports = {run: report(run, Path(folder) / f"{run.parent.name}.html") for run in (demo, broken)}
+        reports = {run: report(run, Path(folder) / f"{run.parent.name}.html") for run in (demo, broken, *cheats)}
+        for run in cheats:
+            with page(browser, f"{reports[run]}#layout=grid&position=2") as opened:
+                save(opened, f"{run.parent.name}.png", rows=opened.locator("section.card"))
         with page(browser, f"{reports[demo]}#targets=label&position=3") as opened:
             save(opened, "viewer.png")
         with page(
@@ -79,10 +82,17 @@ def page(browser: Any, url: str, *, dark: bool = False, height: int = SIZE["heig
     context.close()
 
 
-def save(opened: Any, name: str) -> None:
-    """The page once everything is drawn, with as few colours as do no harm."""
+def save(opened: Any, name: str, rows: Any = None) -> None:
+    """The page, or the first row of some elements, once everything is drawn; with as few colours as do no harm."""
     opened.wait_for_timeout(1500)
-    picture = Image.open(io.BytesIO(opened.screenshot())).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    clip = None
+    if rows is not None:
+        boxes = [rows.nth(number).bounding_box() for number in range(rows.count())]
+        first = [box for box in boxes if box["y"] == boxes[0]["y"]]
+        width = first[-1]["x"] + first[-1]["width"] - first[0]["x"]
+        clip = {**first[0], "width": width, "height": max(box["height"] for box in first)}
+    picture = Image.open(io.BytesIO(opened.screenshot(clip=clip))).convert("RGB")
+    picture = picture.quantize(256, dither=Image.Dither.NONE)
     picture.save(DOCS / name, optimize=True)
     print(f"{DOCS / name}: {(DOCS / name).stat().st_size / 1000:.0f} kB")
 

@@ -106,7 +106,7 @@ def test_shortcut(tmp_path, capsys):
     check_tags(events, LAYERS["shortcut.yaml"])
     assert 0 <= events.values(f"gradcam/energy_inside/{STAGE}")[-1] <= 1
     assert events.values(f"gradcam/pointing_game/{STAGE}")[-1] in [count / 10 for count in range(11)]
-    assert "Accuracy where the squares say nothing" in capsys.readouterr().out
+    assert "where the squares say nothing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("task", TASKS)

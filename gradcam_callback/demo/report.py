@@ -70,7 +70,7 @@ class RunReport(Callback):
         parts = [
             _results(trainer.callback_metrics, game),
             _places(log_dir, [save_report(log_dir)] if _has_recording(trainer) else [], panels),
-            _instructions(str(logger.save_dir), game is not None),
+            _instructions(str(logger.save_dir), game is not None, _has_regions(trainer)),
         ]
         print("\n" + "\n\n".join("\n".join(lines) for lines in parts if lines))
 
@@ -101,15 +101,23 @@ def _places(log_dir: Path, reports: Sequence[Path], panels: Sequence[Path]) -> l
     ]
 
 
-def _instructions(save_dir: str, demo: bool) -> list[str]:
+def _has_regions(trainer: Trainer) -> bool:
+    callbacks = (callback for callback in trainer.callbacks if isinstance(callback, GradCAMCallback))  # type: ignore[attr-defined]
+    return any(callback.settings.regions is not None for callback in callbacks)
+
+
+def _instructions(save_dir: str, demo: bool, regions: bool) -> list[str]:
     tags = [
         ("Grad-CAM", "", "where the network looks, from epoch to epoch: arrow keys, or Space to play"),
         ("Images", "gradcam/*", "the same as panels"),
         ("Scalars", "gradcam/null_gradients", "maps without a usable gradient; 0 is good"),
         ("Scalars", "gradcam/gradient_norm/*", "how strongly the layer moves the score"),
+        ("Scalars", "gradcam/drift/*", "how much the maps have changed since the epoch before"),
         ("Scalars", "gradcam/seconds", "how long the training waited for the maps"),
         ("Text", "gradcam/alerts", "what went wrong with a gradient; not there if nothing did"),
     ]
+    if regions:
+        tags.append(("Scalars", "gradcam/energy_inside/*", "share of map energy that lies in the regions"))
     if demo:
         tags.append(("Scalars", "demo/pointing_game", "share of maps whose peak lies on the digit"))
         tags.append(("Scalars", "demo/energy_inside", "share of map energy that lies on the digit"))

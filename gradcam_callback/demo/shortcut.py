@@ -198,6 +198,7 @@ class HonestAccuracy(Callback):
 
     def __init__(self) -> None:
         self.accuracy: float | None = None
+        self._has_squares = False
 
     @torch.no_grad()
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -209,9 +210,11 @@ class HonestAccuracy(Callback):
             for batch in data.test_dataloader()
         ]
         pl_module.train()
+        self._has_squares = data.decoy
         self.accuracy = float(torch.cat(right).mean())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print it, above the report of the run."""
         if self.accuracy is not None and trainer.is_global_zero:
-            print(f"\nAccuracy where the squares say nothing  {self.accuracy:7.1%}")
+            remark = ", where the squares say nothing" if self._has_squares else ""
+            print(f"\nAccuracy in testing     {self.accuracy:7.1%}{remark}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -20,6 +20,26 @@ from gradcam_callback.measures import (
 )
 from gradcam_callback.recording.records import LayerMaps, Look
 from gradcam_callback.reporting.tags import Tags
+
+
+@dataclass(frozen=True, eq=False)
+class _Weights:
+    """Of each cell of maps of one size, `(N, *S)`: how much of it belongs to the image, to the image without its
+    border, and to the regions.
+    """
+
+    image: Array
+    inner: Array
+    regions: RegionWeights | None
+
+    @classmethod
+    def of(cls, regions: Regions | None, layer: LayerMaps) -> _Weights:
+        count, *space = layer.levels.shape[1:]
+        return cls(
+            image=cover(space, count, layer.extents),
+            inner=cover(space, count, layer.extents, BORDER),
+            regions=None if regions is None else RegionWeights.of(regions, space, layer.extents),
+        )
 
 
 def measure_scalars(look: Look, tags: Tags) -> dict[str, float]:
@@ -49,7 +69,7 @@ class LookMeasurer:
     def __init__(self, regions: Regions | None = None) -> None:
         self._regions = regions
         self._before: Look | None = None
-        self._weights: dict[tuple[tuple[int, ...], bytes], RegionWeights] = {}
+        self._weights: dict[tuple[tuple[int, ...], bytes], _Weights] = {}
 
     def measured(self, look: Look, others: Mapping[str, Mapping[str, Array]] = MappingProxyType({})) -> Look:
         """The look with its measures. For the next one, it is the look before.
@@ -66,24 +86,23 @@ class LookMeasurer:
         return replace(look, layers=tuple(complete))
 
     def _layer(self, layer: LayerMaps, before: LayerMaps | None) -> LayerMaps:
-        space, count = layer.levels.shape[2:], layer.levels.shape[1]
-        maps, shares = layer.levels.astype(np.float32), cover(space, count, layer.extents)
+        maps, weights = layer.levels.astype(np.float32), self._weights_for(layer)
         found: dict[str, Array] = {
-            "focus": focus(maps, shares),
-            "border_energy": border_energy(maps, shares, cover(space, count, layer.extents, BORDER)),
+            "focus": focus(maps, weights.image),
+            "border_energy": border_energy(maps, weights.image, weights.inner),
         }
         if before is not None and before.levels.shape == layer.levels.shape:
             found["drift"] = drift(maps, before.levels.astype(np.float32))
-        if self._regions is not None:
-            weights = self._weights_for(self._regions, layer)
-            found |= {"energy_inside": weights.energy_inside(maps), "pointing_game": weights.pointing_game(maps)}
+        if weights.regions is not None:
+            found["energy_inside"] = weights.regions.energy_inside(maps)
+            found["pointing_game"] = weights.regions.pointing_game(maps)
         return replace(layer, measures=found)
 
-    def _weights_for(self, regions: Regions, layer: LayerMaps) -> RegionWeights:
+    def _weights_for(self, layer: LayerMaps) -> _Weights:
         """Made once for maps of a size, and again where the images lie in them otherwise."""
-        space = layer.levels.shape[2:]
-        key = space, b"" if layer.extents is None else layer.extents.tobytes()
+        shape = layer.levels.shape[1:]
+        key = shape, b"" if layer.extents is None else layer.extents.tobytes()
         if key not in self._weights:
-            self._weights = {other: known for other, known in self._weights.items() if other[0] != space}
-            self._weights[key] = RegionWeights.of(regions, space, layer.extents)
+            self._weights = {other: known for other, known in self._weights.items() if other[0] != shape}
+            self._weights[key] = _Weights.of(self._regions, layer)
         return self._weights[key]

@@ -132,4 +132,4 @@ def _place(layer: LayerMaps, verdict: RegionVerdict) -> str:
     np.add.at(shares, (thirds[0][:, None], thirds[1][None]), maps.mean(axis=0))
     row, column = np.unravel_index(int(shares.argmax()), shares.shape)
     where = "middle" if row == column == 1 else f"{_ROWS[row]} {_COLUMNS[column]}"
-    return f" Most of it, {shares.max():.0%}, lies in the {where} of the image."
+    return f" Most of the energy, {shares.max():.0%}, lies in the {where} of the image."
