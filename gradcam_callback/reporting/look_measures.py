@@ -24,8 +24,12 @@ from gradcam_callback.reporting.tags import Tags
 
 @dataclass(frozen=True, eq=False)
 class _Weights:
-    """Of each cell of maps of one size, `(N, *S)`: how much of it belongs to the image, to the image without its
-    border, and to the regions.
+    """How each cell of maps of one size counts: `(N, *S)` each.
+
+    Attributes:
+        image: Which part of it belongs to the image.
+        inner: Which part belongs to the image without its border.
+        regions: What the cells give to the regions; None where these are not known.
     """
 
     image: Array
