@@ -154,5 +154,7 @@ def health_scalars(results: Sequence[CAMResult], tags: Tags) -> dict[str, float]
         tags.empty_maps: float(sum(sum(verdict.empty) for verdict in verdicts)),
     }
     for layer, verdict in results[0].health.items():
+        if verdict.gradient_norm.isnan().all() and not verdict.null_probes:
+            continue  # the method needs no gradient
         scalars[tags.gradient_norm(layer)] = float(torch.nanmean(verdict.gradient_norm))
     return scalars

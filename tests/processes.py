@@ -143,6 +143,14 @@ def fsdp() -> dict[str, Any]:
     return {"strategy": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)}
 
 
+ON_REQUEST: dict[str, Any] = {
+    "method": "scorecam",
+    "regions": [[0, 0, 8, 8]] * 5,
+    "faithfulness": {"steps": 3, "percentiles": [50]},
+}
+"""What runs the model more often than once."""
+
+
 def refusing_probes(maps: Tensor) -> Tensor:
     """Raises in the middle of the network when it is shown the probes."""
     if len(maps) < 8:
@@ -170,6 +178,8 @@ SCENES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "ddp_stream": lambda folder: fit(folder, cb(), Classifier(), DataLoader(ShardedStream(), 8)),
     "ddp_positions_of_stream": lambda folder: fit(folder, cb([3]), Classifier(), DataLoader(ShardedStream(), 8)),
     "ddp_lists": lambda folder: fit(folder, cb(), Padding(), crops(16), crops(48)),
+    "ddp_methods": lambda folder: fit(folder, cb(**ON_REQUEST), Classifier()),
+    "fsdp_methods": lambda folder: fit(folder, cb(**ON_REQUEST), Sharded(), **fsdp()),
     "fsdp": lambda folder: fit(folder, cb(target=["predicted", "label"]), Sharded(), **fsdp()),
     "fsdp_without": lambda folder: fit(folder, None, Sharded(), **fsdp()),
     "fsdp_auto": lambda folder: fit(folder, cb(target_layers="auto"), Sharded(), num_sanity_val_steps=2, **fsdp()),

@@ -18,9 +18,11 @@ import torch
 from conftest import Events
 from models import Classifier, Spots
 from processes import Crops, Padding
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from gradcam_callback import compute_cam, read_run
+from gradcam_callback.engine.faithfulness import deletion
 from gradcam_callback.errors import BadInputError
 from gradcam_callback.execution.processes import PartFailedError, ProcessGroup
 
@@ -57,7 +59,7 @@ class Stage:
 @pytest.fixture(scope="module")
 def ddp(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     names = ["", "_no_logger", "_without", "_auto", "_one_probe", "_detached", "_raise", "_forward_fails", "_memory"]
-    names += ["_subset", "_stream", "_positions_of_stream", "_lists"]
+    names += ["_subset", "_stream", "_positions_of_stream", "_lists", "_methods"]
     return Stage(tmp_path_factory.mktemp("ddp"), [f"ddp{name}" for name in names])
 
 
@@ -65,7 +67,7 @@ def ddp(tmp_path_factory: pytest.TempPathFactory) -> Stage:
 def fsdp(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     if not hasattr(torch.cpu.Stream, "record_event"):
         pytest.skip("FSDP2 of this version of torch does not run on a CPU")
-    names = ["", "_without", "_auto", "_detached", "_forward_fails"]
+    names = ["", "_without", "_auto", "_detached", "_forward_fails", "_methods"]
     return Stage(tmp_path_factory.mktemp("fsdp"), [f"fsdp{name}" for name in names])
 
 
@@ -345,3 +347,29 @@ def test_bad_input_stays_bad_input(pair: list[ProcessGroup]) -> None:
 
     errors = in_threads(pair, job)
     assert [(type(error), str(error)) for error in errors] == [(BadInputError, "given: 0")] * 2
+
+
+# What runs the model more often than once
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_methods_and_measures_that_run_the_model_again(strategy: str, request: pytest.FixtureRequest) -> None:
+    stage = request.getfixturevalue(strategy)
+    recording = read_run(stage.folder / f"{strategy}_methods")
+    for seen in stage.both(f"{strategy}_methods"):
+        module = Classifier()
+        module.load_state_dict(seen["weights"])
+        expected = compute_cam(module, seen["images"], LAYER, method="scorecam", target=seen["targets"])
+        assert_relative_error(seen["cams"][LAYER], expected.cams[LAYER])
+        assert [cause for _, _, cause, _ in seen["alerts"] if cause != "looks_elsewhere"] == []
+        heatmaps, classes = expected.heatmaps()[LAYER], seen["targets"]
+
+        def score(images: Tensor, rows: Tensor, module: Classifier = module, classes: Tensor = classes) -> Tensor:
+            return module.eval()(images).softmax(1).gather(1, classes[rows, None])[:, 0]
+
+        areas = deletion(score, seen["images"], heatmaps, steps=3)
+        torch.testing.assert_close(torch.tensor(recording.measures["deletion"][LAYER][-1, 0]), areas)
+        # Where weights are sharded, the statistics of the batch normalisation are each process's own.
+        for name in ("deletion", "energy_inside", "focus") if strategy == "ddp" else ():
+            mean = seen["metrics"][f"gradcam/{name}/{LAYER}"]
+            assert float(mean) == pytest.approx(float(recording.measures[name][LAYER][-1, 0].mean()), rel=1e-4)
