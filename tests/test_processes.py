@@ -356,12 +356,14 @@ def test_bad_input_stays_bad_input(pair: list[ProcessGroup]) -> None:
 def test_methods_and_measures_that_run_the_model_again(strategy: str, request: pytest.FixtureRequest) -> None:
     stage = request.getfixturevalue(strategy)
     recording = read_run(stage.folder / f"{strategy}_methods")
-    for seen in stage.both(f"{strategy}_methods"):
+    for rank, seen in enumerate(stage.both(f"{strategy}_methods")):
         module = Classifier()
         module.load_state_dict(seen["weights"])
         expected = compute_cam(module, seen["images"], LAYER, method="scorecam", target=seen["targets"])
         assert_relative_error(seen["cams"][LAYER], expected.cams[LAYER])
         assert [cause for _, _, cause, _ in seen["alerts"] if cause != "looks_elsewhere"] == []
+        if strategy == "fsdp" and rank == 1:
+            continue  # its batch normalisation has statistics of its own, and what the first one has seen is recorded
         heatmaps, classes = expected.heatmaps()[LAYER], seen["targets"]
 
         def score(images: Tensor, rows: Tensor, module: Classifier = module, classes: Tensor = classes) -> Tensor:
@@ -369,7 +371,6 @@ def test_methods_and_measures_that_run_the_model_again(strategy: str, request: p
 
         areas = deletion(score, seen["images"], heatmaps, steps=3)
         torch.testing.assert_close(torch.tensor(recording.measures["deletion"][LAYER][-1, 0]), areas)
-        # Where weights are sharded, the statistics of the batch normalisation are each process's own.
         for name in ("deletion", "energy_inside", "focus") if strategy == "ddp" else ():
             mean = seen["metrics"][f"gradcam/{name}/{LAYER}"]
             assert float(mean) == pytest.approx(float(recording.measures[name][LAYER][-1, 0].mean()), rel=1e-4)
