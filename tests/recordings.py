@@ -37,6 +37,8 @@ class MadeUpRun:
         first: The number of the first look.
         stage: "fit", mostly.
         callback: Counted from 1.
+        session: Its start and a random text.
+        peak: The largest value of the last look's maps.
     """
 
     looks: int = 12
@@ -53,6 +55,7 @@ class MadeUpRun:
     stage: str = "fit"
     callback: int = 1
     session: tuple[float, str] = (1.0, "a")
+    peak: float = 1.5
 
     @property
     def labels(self) -> list[int]:
@@ -120,7 +123,7 @@ class MadeUpRun:
         levels = np.broadcast_to(np.round(255 * spot / spot.max()), (T, N, h, w)).astype(np.uint8)
         # Real maps are not alike, and do not compress as if they were.
         levels = levels - np.minimum(levels, np.random.default_rng((self.seed, look)).integers(0, 24, levels.shape))
-        peaks = np.full((T, N), 0.5 + share, np.float32)
+        peaks = np.full((T, N), self.peak * (0.5 + share) / 1.5, np.float32)
         states = np.zeros((T, N), np.uint8)
         for probe in dict(self.nulls).get(look, ()):
             states[:, probe], peaks[:, probe] = 1, NAN

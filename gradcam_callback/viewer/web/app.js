@@ -1,6 +1,6 @@
 // Holds the state and the data, and renders when either changes.
 
-/** @import {DataSource, Run, RunInfo, Series, State} from "./types.js" */
+/** @import {AlertRecord, DataSource, Run, RunInfo, Series, State} from "./types.js" */
 /** @import {Scene} from "./rows.js" */
 /** @import {Timeline} from "./timeline.js" */
 import { decodeBundle } from "./bundle.js";
@@ -15,6 +15,8 @@ import { render } from "./vendor/lit-html/lit-html.js";
 const MOST_RUNS = 4; // side by side
 const SPEEDS = [1, 2, 3, 5, 8, 12, 20, 30, 60]; // looks a second
 const POLL = 5000; // milliseconds
+const MOST_WRITES = 5; // changes of the address a second; Safari refuses more than a hundred in ten
+const ADDRESS_DELAY = 250; // milliseconds
 
 /**
  * @typedef {object} Loaded
@@ -52,6 +54,10 @@ export class App {
     this.painter = new Painter(root, () => this.requestRender());
     this.isRequested = false;
     this.isStarted = false;
+    this.written = ""; // the address
+    /** @type {number[]} */
+    this.writtenAt = [];
+    this.postponed = 0;
     this.playedAt = 0;
   }
 
@@ -144,9 +150,26 @@ export class App {
   /** @param {Partial<State>} changes */
   set(changes) {
     this.message = "";
+    const before = this.scene;
     Object.assign(this.state, changes);
+    if (before && changes.align && changes.align !== this.timelines.align) this.realign(before);
     if ("runs" in changes) this.loadShown().then(() => this.update());
     else this.update();
+  }
+
+  /** Finds the looks that were shown, now that other numbers stand for them. @param {Scene} before */
+  realign(before) {
+    const after = this.timelineOf(before.series);
+    const moved = (/** @type {number} */ index) => {
+      const run = Math.max(
+        0,
+        before.series.findIndex((_, i) => before.timeline.looks[i][index] >= 0),
+      );
+      const found = after.looks[run].indexOf(before.timeline.looks[run][index]);
+      return after.positions[Math.max(0, found)];
+    };
+    this.state.position = moved(before.index);
+    if (this.state.pinned) this.state.pinned = moved(before.pinned);
   }
 
   /** Goes to a position of the slider by its index. @param {number} index */
@@ -156,6 +179,26 @@ export class App {
     const inside = Math.max(0, Math.min(positions.length - 1, index));
     const isLast = inside === positions.length - 1;
     this.set({ position: positions[inside], isFollowing: this.state.isFollowing && isLast });
+  }
+
+  /**
+   * Goes to where an alert began: its look, its layer, and the first of its probes.
+   * @param {number} index of the position
+   * @param {number} run
+   * @param {AlertRecord} alert
+   */
+  goToAlert(index, run, alert) {
+    this.go(index);
+    if (!this.scene) return;
+    const names = this.scene.series[run].layers.map((layer) => layer.name);
+    const layer = [alert.layer, alert.subject.replace(/^regions\//, "")].find((name) =>
+      names.includes(name ?? ""),
+    );
+    const row = this.scene.rows.find(({ probes }) => alert.probes.includes(probes[run]));
+    this.set({ layer: layer ?? this.state.layer, probe: row?.key ?? this.state.probe });
+    requestAnimationFrame(() =>
+      this.root.querySelector(".selected")?.scrollIntoView({ block: "nearest", behavior: "auto" }),
+    );
   }
 
   togglePlay() {
@@ -202,11 +245,27 @@ export class App {
     });
   }
 
+  /** Writes the address; where it changes too often for a browser, the last of several changes after a while. */
+  writeAddress() {
+    const now = performance.now();
+    this.writtenAt = this.writtenAt.filter((time) => now - time < 1000);
+    clearTimeout(this.postponed);
+    if (this.writtenAt.length >= MOST_WRITES) {
+      this.postponed = setTimeout(() => this.writeAddress(), ADDRESS_DELAY);
+      return;
+    }
+    const text = toAddress(this.state);
+    if (text === this.written) return;
+    this.written = text;
+    this.writtenAt.push(now);
+    this.address.write(text);
+  }
+
   render() {
     const started = performance.now();
     render(page(this), this.root);
     this.painter.paintAll();
-    if (this.isStarted && this.scene) this.address.write(toAddress(this.state));
+    if (this.isStarted && this.scene) this.writeAddress();
     performance.measure("gradcam-render", { start: started });
   }
 }

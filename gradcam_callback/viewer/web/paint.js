@@ -1,6 +1,6 @@
 // Draws tiles: the image, and the map over it. Values are interpolated first and coloured then.
 
-/** @import {State, Tile} from "./types.js" */
+/** @import {Shown, State, Tile} from "./types.js" */
 /** @import {Plane} from "./sampling.js" */
 import { DIVERGING, tableOf } from "./colormaps.js";
 import { highestPeak, missingReason, place, probeSetAt } from "./looks.js";
@@ -40,15 +40,16 @@ export function peakOf(tile, state, plane) {
     return highest;
   }
   if (state.scale === "each") return layer.peaks[place(series, tile.look, target, probe)];
-  return cachedPeak(tile, state.scale === "probe" ? probe : undefined);
+  if (state.scale === "probe") return cachedPeak(tile, probe);
+  return Math.max(...tile.together.map((one) => cachedPeak(one)));
 }
 
 /** @type {WeakMap<object, Map<string, number>>} */
 const peaks = new WeakMap();
 
-/** @param {Tile} tile @param {number} [probe] */
+/** @param {Shown} shown @param {number} [probe] */
 function cachedPeak({ series, layer, target }, probe) {
-  if (!layer) return NaN;
+  if (!layer) return 0;
   const known = peaks.get(layer) ?? new Map();
   peaks.set(layer, known);
   const key = `${target}/${probe}`;

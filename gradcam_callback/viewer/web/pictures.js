@@ -4,6 +4,8 @@
 
 /** @type {WeakMap<ProbeImage, ImageBitmap | "waiting" | "damaged">} */
 const bitmaps = new WeakMap();
+/** @type {WeakMap<ProbeImage, Promise<void>>} */
+const decodings = new WeakMap();
 
 /**
  * @param {ProbeImage} image
@@ -15,13 +17,23 @@ export function bitmapOf(image, whenReady) {
   if (known instanceof ImageBitmap) return known;
   if (known === undefined) {
     bitmaps.set(image, "waiting");
-    createImageBitmap(new Blob([image.content], { type: image.type })).then(
+    const decoding = createImageBitmap(new Blob([image.content], { type: image.type })).then(
       (bitmap) => {
         bitmaps.set(image, bitmap);
         whenReady();
       },
-      () => bitmaps.set(image, "damaged"),
+      () => {
+        bitmaps.set(image, "damaged");
+      },
     );
+    decodings.set(image, decoding);
   }
   return null;
+}
+
+/** Resolves once these pictures are decoded, or known to be damaged. @param {Iterable<ProbeImage | null>} images */
+export async function decoded(images) {
+  const own = [...images].filter((image) => image !== null);
+  for (const image of own) bitmapOf(image, () => {});
+  await Promise.all(own.map((image) => decodings.get(image)));
 }

@@ -1,6 +1,6 @@
 // Which probes are shown, in which order, and what tiles each has.
 
-/** @import {Layer, Series, State, Tile} from "./types.js" */
+/** @import {Layer, Series, Shown, State, Tile} from "./types.js" */
 /** @import {Timeline} from "./timeline.js" */
 import { drift, findProbe, isRight, layerOf, openAlert, place, predicted, probeSetAt, OK } from "./looks.js";
 import { indexOf } from "./timeline.js";
@@ -15,6 +15,7 @@ import { indexOf } from "./timeline.js";
  * @property {number} index of the position
  * @property {number} pinned index of the other position
  * @property {string[]} targets titles that are shown
+ * @property {Shown[]} together each of them in each run
  * @property {Row[]} rows
  * @property {Row[]} all before they were filtered
  */
@@ -41,15 +42,25 @@ export function makeScene(names, series, timeline, state) {
     index,
     pinned: indexOf(timeline, state.pinned || "0"),
     targets: chosen.length ? chosen : titles,
+    together: /** @type {Shown[]} */ ([]),
     rows: /** @type {Row[]} */ ([]),
     all: /** @type {Row[]} */ ([]),
   };
+  scene.together = shownTargets(scene);
   scene.all = allRows(scene);
   scene.rows = sorted(
     scene.all.filter((row) => passes(scene, row)),
     scene,
   );
   return scene;
+}
+
+/** @param {Scene} scene @returns {Shown[]} */
+function shownTargets({ series, targets, state }) {
+  const all = series.flatMap((one) =>
+    targets.map((title) => ({ series: one, layer: layerOf(one, state), target: one.targets.indexOf(title) })),
+  );
+  return all.filter(({ target }) => target >= 0);
 }
 
 /** @param {Scene} scene @returns {Row[]} */
@@ -111,6 +122,7 @@ export function tileAt(scene, row, run, title, at) {
     isStale: scene.timeline.stale[run][at] === 1,
     target,
     probe: row.probes[run],
+    together: scene.together,
   };
 }
 

@@ -3,8 +3,10 @@
 /** @import {App} from "./app.js" */
 /** @import {Row, Scene} from "./rows.js" */
 /** @import {Tile} from "./types.js" */
-import { paintTile, reasonOf } from "./paint.js";
+import { paintTile, pictureOf, reasonOf } from "./paint.js";
+import { decoded } from "./pictures.js";
 import { labelText, predictionOf, tilesOf } from "./rows.js";
+import { toAddress } from "./state.js";
 import { applyPalette, GIFEncoder, quantize } from "./vendor/gifenc/gifenc.esm.js";
 import { selectedRow } from "./view/probe_rows.js";
 import { tileSize } from "./view/tile_view.js";
@@ -17,6 +19,7 @@ const GIF_DELAY = 250; // milliseconds a look
 
 /** @param {App} app */
 export async function copyLink(app) {
+  app.address.write(toAddress(app.state)); // it may lag behind
   const link = app.address.link();
   try {
     await navigator.clipboard.writeText(link);
@@ -27,7 +30,9 @@ export async function copyLink(app) {
 }
 
 /** @param {App} app @param {Scene} scene */
-export function savePNG(app, scene) {
+export async function savePNG(app, scene) {
+  const tiles = scene.rows.flatMap((row) => tilesOf(scene, row));
+  await decoded(tiles.map(pictureOf)); // those of tiles that were never scrolled to, too
   composeView(app, scene).toBlob((blob) => blob && save(app, blob, `grad-cam ${inWords(scene)}.png`));
 }
 
@@ -95,9 +100,11 @@ function drawTile(context, app, scene, tile, x, y, width, height) {
 }
 
 /** @param {App} app @param {Scene} scene */
-export function saveGIF(app, scene) {
+export async function saveGIF(app, scene) {
   const row = selectedRow(scene);
   if (!row) return;
+  const looks = [...scene.timeline.positions.keys()].map((index) => ({ ...scene, index }));
+  await decoded(looks.flatMap((then) => tilesOf(then, row)).map(pictureOf));
   const blob = new Blob([historyOf(app, scene, row)], { type: "image/gif" });
   save(app, blob, `grad-cam ${row.name}.gif`);
 }

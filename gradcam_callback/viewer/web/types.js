@@ -125,6 +125,12 @@
  * @property {boolean} isStale
  * @property {number} target
  * @property {number} probe -1: the run has none of this name
+ * @property {Shown[]} together all that is shown beside it, which one scale may be for
+ *
+ * @typedef {object} Shown a target of a run
+ * @property {Series} series
+ * @property {Layer | null} layer
+ * @property {number} target
  */
 
 export {};

@@ -115,7 +115,11 @@ function goTo(app, scene, run, moment) {
   const index = scene.timeline.looks[run].indexOf(moment.look);
   const text = `${align} ${align === "epoch" ? moment.epoch : moment.step}`;
   if (moment.look < 0 || index < 0) return html`<span>${text}</span>`;
-  return html`<button type="button" aria-label="Go to ${text}" @click=${() => app.go(index)}>
+  return html`<button
+    type="button"
+    aria-label="Go to ${text}"
+    @click=${() => app.goToAlert(index, run, moment)}
+  >
     ${text}
   </button>`;
 }

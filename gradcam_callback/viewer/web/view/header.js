@@ -14,10 +14,25 @@ export function header(app) {
     <div class="group" role="group" aria-label="Runs">${chips(app)} ${adder(app)}</div>
     ${seriesSelect(app)} ${layerSelect(app)} ${targetBoxes(app)}
     <span class="spacer"></span>
+    ${app.source.isLive ? nothing : themeButton(app)}
     <button type="button" aria-label="Keys" title="Keys (?)" @click=${() => app.set({ dialog: "keys" })}>
       ?
     </button>
   </div>`;
+}
+
+/** A report follows the system until it is told otherwise; the tab follows TensorBoard. @param {App} app */
+function themeButton(app) {
+  const { classList } = document.body;
+  const isDark = classList.contains("themed")
+    ? classList.contains("dark")
+    : matchMedia("(prefers-color-scheme: dark)").matches;
+  const change = () => {
+    classList.add("themed");
+    classList.toggle("dark", !isDark);
+    app.requestRender();
+  };
+  return html`<button type="button" @click=${change}>${isDark ? "Light" : "Dark"}</button>`;
 }
 
 /** @param {App} app */

@@ -83,6 +83,7 @@ export function keyOf(tile, state, width, height) {
     tile.series.epochs.length,
     tile.series.name,
   ];
+  if (scale === "all") shown.push(...tile.together.map((one) => `${one.series.name} ${one.target}`));
   return [...shown, layer, view, opacity, colormap, isSmooth, scale, slice, width, height].join();
 }
 

@@ -105,7 +105,7 @@ function more(app, scene) {
         app.set({ isSmooth: kind === "smooth" }),
       )}
       ${segments("Size", state.size, sizes, (size) => app.set({ size }))}
-      ${segments("Align by", state.align, { epoch: "Epoch", step: "Step" }, (align) => app.set({ align, position: "" }))}
+      ${segments("Align by", state.align, { epoch: "Epoch", step: "Step" }, (align) => app.set({ align }))}
       ${hasVolumes ? share("Depth", state.slice, (slice) => app.set({ slice })) : nothing}
     </div>
   </details>`;

@@ -1,0 +1,109 @@
+"""What people do with the viewer beyond looking: export, compare, go to an alert, change the theme."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import browser_context, canvas_pixels, download, needs_browser
+from PIL import Image
+from recordings import MadeUpRun, alert, write_run
+
+from gradcam_callback.report import write_report
+
+pytestmark = needs_browser
+
+
+@contextmanager
+def opened(chromium: Any, folder: Path, address: str = "", **options: Any) -> Iterator[Any]:
+    path = write_report([str(folder)], str(folder / "report.html"))
+    with browser_context(chromium, offline=True, **options) as watched:
+        watched.page.goto(f"{path.as_uri()}#{address}")
+        watched.page.get_by_role("slider", name="Look").wait_for()
+        yield watched.page
+
+
+def where(page: Any) -> str:
+    return str(page.locator("footer .where").inner_text())
+
+
+def test_an_exported_view_has_the_pictures_that_were_never_scrolled_to(chromium: Any, tmp_path: Path) -> None:
+    write_run(tmp_path, MadeUpRun(probes=40, looks=3))
+    with opened(
+        chromium, tmp_path, "layout=grid&view=input&targets=label", viewport={"width": 700, "height": 400}
+    ) as page:
+        page.get_by_text("Share").click()
+        picture = Image.open(download(page, "Save view as PNG", tmp_path)).convert("RGB")
+    pixels = np.asarray(picture).astype(int)
+    squares = (pixels.max(2) > 220) & (pixels.min(2) < 90)  # the red, green and blue middles of the images
+    last = np.flatnonzero(squares.any(axis=1))[-1]
+    assert last > 0.85 * picture.height
+
+
+def test_one_scale_for_everything_is_one_for_all_runs(chromium: Any, tmp_path: Path) -> None:
+    write_run(tmp_path / "a", MadeUpRun(looks=3))
+    write_run(tmp_path / "b", MadeUpRun(looks=3, layers=("net.stage",), session=(2.0, "b"), peak=0.375))
+    shown = "view=map&colormap=gray&targets=label&runs=a&runs=b"
+    for scale, expected in (("each", 255), ("all", 64)):
+        with opened(chromium, tmp_path, f"{shown}&scale={scale}") as page:
+            canvas = page.locator("canvas.painted").and_(page.locator(".tile canvas")).nth(1)
+            page.wait_for_function(
+                "canvas => canvas.width > 1 && canvas.getContext('2d').getImageData(0, 0, canvas.width, 1).data[3] > 0",
+                arg=canvas.element_handle(),
+            )
+            assert canvas_pixels(canvas)[..., 0].max() == pytest.approx(expected, abs=4)
+
+
+def test_the_look_stays_when_runs_are_aligned_otherwise(chromium: Any, tmp_path: Path) -> None:
+    write_run(tmp_path, MadeUpRun())
+    with opened(chromium, tmp_path, "position=4") as page:
+        assert where(page) == "epoch 4 · step 50"
+        page.get_by_text("View options").click()
+        for align in ("Step", "Epoch"):
+            page.get_by_label(align, exact=True).check(force=True)
+            page.wait_for_function("() => document.querySelector('.where').innerText.includes('step 50')")
+            assert where(page) == "epoch 4 · step 50"
+
+
+def test_an_alert_leads_to_its_look_its_layer_and_its_probe(chromium: Any, tmp_path: Path) -> None:
+    raised = {**alert("raised", 2, probes=[3]), "subject": "net.early", "layer": "net.early"}
+    write_run(tmp_path, MadeUpRun(layers=("net.early", "net.stage"), alerts={2: [raised]}))
+    with opened(chromium, tmp_path) as page:
+        assert page.get_by_label("Layer").input_value() == "net.stage"
+        page.get_by_role("button", name="Go to epoch 2").click()
+        page.wait_for_function("() => document.querySelector('.where').innerText.startsWith('epoch 2')")
+        assert page.get_by_label("Layer").input_value() == "net.early"
+        assert page.locator(".selected").inner_text().startswith("#3")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_report_changes_its_theme(chromium: Any, tmp_path: Path, scheme: str) -> None:
+    write_run(tmp_path, MadeUpRun(looks=2))
+    with opened(chromium, tmp_path, color_scheme=scheme) as page:
+        colour = "() => getComputedStyle(document.body).backgroundColor"
+        before = page.evaluate(colour)
+        other = "Light" if scheme == "dark" else "Dark"
+        page.get_by_role("button", name=other, exact=True).click()
+        page.wait_for_function(f"before => ({colour})() !== before", arg=before)
+        page.get_by_role("button", name=scheme.capitalize(), exact=True).click()
+        page.wait_for_function(f"before => ({colour})() === before", arg=before)
+
+
+def test_the_address_is_written_now_and_then_while_it_plays(chromium: Any, tmp_path: Path) -> None:
+    write_run(tmp_path, MadeUpRun(looks=60))
+    with opened(chromium, tmp_path, "position=0") as page:
+        page.evaluate(
+            "() => { window.written = 0; const own = history.replaceState.bind(history);"
+            " history.replaceState = (...given) => { window.written += 1; own(...given); }; }"
+        )
+        page.evaluate(
+            "async () => { for (let i = 0; i < 30; i++) {"
+            " document.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}));"
+            " await new Promise(requestAnimationFrame); await new Promise(requestAnimationFrame); } }"
+        )
+        page.wait_for_function("() => location.hash.includes('position=30')")
+        assert page.evaluate("window.written") <= 12
