@@ -20,6 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from gradcam_callback.engine.layer_listing import ListedLayer
 from gradcam_callback.engine.layers import AUTO
+from gradcam_callback.engine.sanity import Progress, SanityResult
 from gradcam_callback.engine.targets import Task
 from gradcam_callback.options import OnNull, PanelOption, Scale, TargetOption
 from gradcam_callback.probes import ProbeSet, ProbeSource
@@ -273,6 +274,26 @@ class GradCAMCallback(Callback):
             ValueError: There are no probes, or an option turns out impossible: there is no such layer or class.
         """
         return self._session_of(trainer).diagnose(trainer, pl_module)
+
+    def check_weights(
+        self, trainer: Trainer, pl_module: LightningModule, progress: Progress | None = None
+    ) -> list[SanityResult]:
+        """Randomise the weights of a copy of the model, and see whether the maps change; and write nothing.
+
+        To be called when `diagnose` may be. It costs about a dozen probe passes.
+
+        Args:
+            trainer: In a validation that has begun.
+            pl_module: The model.
+            progress: Told how many of the steps are done, and how many there are.
+
+        Returns:
+            One for each target.
+
+        Raises:
+            ValueError: As of `diagnose`; or the model or a target cannot be checked.
+        """
+        return self._session_of(trainer).check_weights(trainer, pl_module, progress)
 
     def list_layers(self, trainer: Trainer, pl_module: LightningModule) -> list[ListedLayer]:
         """List the layers of the model, and which of them "auto" takes; to be called when `diagnose` may be.

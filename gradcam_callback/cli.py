@@ -37,7 +37,9 @@ Start here:
   gradcam-callback doctor --config FILE              why is my gradient None? without training; same file as fit
   gradcam-callback doctor train.py fit ...           the same for a program of yours, LightningCLI or not
   gradcam-callback layers --config FILE              which layers there are, and which one `auto` takes, and why
+  gradcam-callback check --config FILE               do the maps depend on the weights at all? an exit status for CI
   gradcam-callback report RUN [RUN ...] -o FILE      one HTML file of recorded runs: every epoch, without TensorBoard
+  gradcam-callback benchmark                         which method shows what decides? ten minutes, no download
   gradcam-callback explain-cause [SLUG]              what an alert means, e.g. detached
 
 Documentation: {pages.REPOSITORY}
@@ -125,13 +127,13 @@ class GradCAMCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """LightningCLI's subcommands but `predict`, in which nothing is validated; the doctor; the list of layers."""
+        """LightningCLI's subcommands but `predict`, in which nothing is validated; the doctor; layers; the check."""
         known = {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
-        return {**known, **{name: {"model", "datamodule"} for name in ("doctor", "layers")}}
+        return {**known, **{name: {"model", "datamodule"} for name in ("doctor", "layers", "check")}}
 
     def before_instantiate_classes(self) -> None:
         """Give a command that only looks one device: more would tell it nothing new."""
-        if self.subcommand in ("doctor", "layers"):
+        if self.subcommand in ("doctor", "layers", "check"):
             trainer = self.config[self.subcommand].trainer
             trainer.devices = trainer.num_nodes = 1
 
@@ -236,6 +238,10 @@ def _dispatch(command: str, *rest: str) -> None:
         return explain_cause(list(rest))
     if command == "report":
         return report.run_command(list(rest))
+    if command == "benchmark":
+        from gradcam_callback.benchmark.command import run_command  # nothing else needs what it imports
+
+        return run_command(list(rest))
     program = rest[1:] if rest[:1] == ("--json",) else rest
     is_module = program[:1] == ("-m",) and len(program) > 1
     if command == "doctor" and program and (is_module or not program[0].startswith("-")):

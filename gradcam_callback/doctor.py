@@ -1,4 +1,4 @@
-"""`gradcam-callback doctor` and `layers`: look at a model once, without training, in a Trainer of ours or the user's.
+"""`gradcam-callback doctor`, `layers`, `check`: look at a model once, without training, in our Trainer or a user's.
 
 An examination is a validation in which the model's own `validation_step` is left out: batches are read until the
 callbacks have their probes, then they diagnose.
@@ -19,6 +19,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from gradcam_callback.callback import GradCAMCallback
+from gradcam_callback.check import check_weights, print_checks
 from gradcam_callback.engine.layer_listing import ListedLayer
 from gradcam_callback.errors import BadInputError, ForwardFailedError
 from gradcam_callback.reporting.terminal import Report, merge_targets, print_layers, print_reports
@@ -73,6 +74,32 @@ class DoctorTrainer(Trainer):
         with _stdout_for_reports(json):
             listed = ask(self, callbacks, _list_layers, model, datamodule=datamodule, ckpt_path=ckpt_path)
         print_layers(listed, as_json=json)
+
+    def check(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        json: bool = False,
+    ) -> None:
+        """Take the probes, and see whether their maps change as the weights are randomised, from the score backwards.
+
+        A map that stays the same although the weights are gone shows something of the image, and nothing of the model
+        (Adebayo et al., "Sanity Checks for Saliency Maps", 2018). Nothing is trained, and nothing is written to the
+        disk. The exit status is 0 if every map depends on the weights, 1 if one does not or there is none, and 2 if the
+        model could not be examined.
+
+        Args:
+            model: The model; given in the configuration.
+            datamodule: The data; given in the configuration.
+            ckpt_path: A checkpoint whose weights are taken; by default, the fresh model.
+            json: Print JSON for machines instead of tables for people.
+        """
+        callbacks = _callbacks_of(self) or [GradCAMCallback()]
+        with _stdout_for_reports(json):
+            results = ask(self, callbacks, check_weights, model, datamodule=datamodule, ckpt_path=ckpt_path)
+        print_checks(results, as_json=json)
+        sys.exit(HEALTHY if all(result.depends_on_weights for result in results) else NULL)
 
 
 def examine_program(command: Sequence[str], *, as_json: bool) -> NoReturn:

@@ -18,6 +18,7 @@ from gradcam_callback.engine.layer_listing import ListedLayer, list_layers
 from gradcam_callback.engine.methods import Method
 from gradcam_callback.engine.replica import ReplicaOptions
 from gradcam_callback.engine.request import CAMRequest
+from gradcam_callback.engine.sanity import Progress, SanityResult, check_weights
 from gradcam_callback.engine.targets import Target, Task, bind
 from gradcam_callback.execution.faithfulness_pass import FaithfulnessPass, check_faithfulness
 from gradcam_callback.execution.probe_pass import ProbePass, ProbePassResult
@@ -156,6 +157,16 @@ class Prober:
                 for layer in self.layers
                 for target in targets
             ]
+
+    def check_weights(
+        self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet, progress: Progress | None = None
+    ) -> list[SanityResult]:
+        """Whether the maps depend on the weights; see `GradCAMCallback.check_weights`."""
+        with self._running(trainer):
+            targets, inputs = self.targets(probes), self._inputs(pl_module, probes)
+            self._pass.select_auto(pl_module, inputs, targets[0])
+            request = replace(self._pass.request.at(*self.layers), targets=targets, layouts=self._pass.layouts)
+            return check_weights(pl_module, inputs, request, options=self._pass.replica_options, progress=progress)
 
     def list_layers(self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet) -> list[ListedLayer]:
         """List the layers of the model; see `GradCAMCallback.list_layers`."""

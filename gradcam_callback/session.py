@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from gradcam_callback import trainer_context
 from gradcam_callback.engine.layer_listing import ListedLayer
 from gradcam_callback.engine.layers import AUTO
+from gradcam_callback.engine.sanity import Progress, SanityResult
 from gradcam_callback.errors import BadInputError, UnknownSpaceError
 from gradcam_callback.execution.probe_pass import ProbePassResult
 from gradcam_callback.measuring import Measuring
@@ -214,6 +215,13 @@ class Session:
         """Diagnose each layer for each target; see `GradCAMCallback.diagnose`."""
         self.bind_model(trainer, pl_module)
         return self._prober.diagnose(trainer, pl_module, self._captured(trainer))
+
+    def check_weights(
+        self, trainer: Trainer, pl_module: LightningModule, progress: Progress | None
+    ) -> list[SanityResult]:
+        """Whether the maps depend on the weights; see `GradCAMCallback.check_weights`."""
+        self.bind_model(trainer, pl_module)
+        return self._prober.check_weights(trainer, pl_module, self._captured(trainer), progress)
 
     def list_layers(self, trainer: Trainer, pl_module: LightningModule) -> list[ListedLayer]:
         """List the layers of the model; see `GradCAMCallback.list_layers`."""

@@ -27,7 +27,9 @@ LAYERS = [
     {"measuring", "notices"},
     {"session"},
     {"callback"},
-    {"doctor", "report", "tensorboard_plugin"},
+    {"check"},
+    {"demo"},
+    {"benchmark", "doctor", "report", "tensorboard_plugin"},
     {"cli"},
 ]
 KNOW_LIGHTNING = {
@@ -38,6 +40,7 @@ KNOW_LIGHTNING = {
     "measuring",
     "session",
     "callback",
+    "check",
     "doctor",
     "cli",
 }

@@ -1,0 +1,1 @@
+"""A benchmark of methods, on pictures of which it is known what decides."""

@@ -1,0 +1,163 @@
+"""The figures of each explainer on each task."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradcam_callback.benchmark import networks, photographs, scenes
+from gradcam_callback.benchmark.explainers import Explainer
+from gradcam_callback.benchmark.scenes import Pictures, Task
+from gradcam_callback.engine.faithfulness import deletion, insertion
+from gradcam_callback.engine.sanity.randomisation import own_weights, randomise
+from gradcam_callback.engine.sanity.rank_correlation import rank_correlation
+from gradcam_callback.measures import Regions, RegionWeights
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is done.
+
+    Attributes:
+        training: Pictures to train on.
+        pictures: To measure on, of each drawn task.
+        steps: Of each training, of 64 pictures.
+        curve: Steps of insertion and deletion.
+    """
+
+    training: int = 4000
+    pictures: int = 64
+    steps: int = 400
+    curve: int = 16
+
+
+QUICK = Scale(training=256, pictures=8, steps=4, curve=2)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A network and the pictures that its maps are measured on.
+
+    Attributes:
+        name: What the table calls it.
+        truth: What decides, in words.
+        model: In eval mode.
+        layer: That is explained.
+        pictures: Those that the network is right about.
+        accuracy: Of the network on all of them, 0..1.
+        without: That on the same pictures without what decides; None where there are none such.
+        is_drawn: Whether the pictures are drawn, and the network was trained for the benchmark.
+    """
+
+    name: str
+    truth: str
+    model: nn.Module
+    layer: str
+    pictures: Pictures
+    accuracy: float
+    without: float | None = None
+    is_drawn: bool = True
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What came out for one explainer on one case; means over its pictures.
+
+    Attributes:
+        case: Its name.
+        family: Whose explainer it is.
+        explainer: Its name.
+        pointing: The share of maps whose largest value lies in the truth, 0..1.
+        energy: The share of the maps' energy in the truth, 0..1.
+        insertion: As of `faithfulness.insertion`, 0..1.
+        deletion: As of `faithfulness.deletion`, 0..1.
+        similarity: The median absolute rank correlation to the map of the network with random weights, 0..1; None where
+            it was not measured.
+        milliseconds: For each picture.
+    """
+
+    case: str
+    family: str
+    explainer: str
+    pointing: float
+    energy: float
+    insertion: float
+    deletion: float
+    similarity: float | None
+    milliseconds: float
+
+
+def drawn_cases(scale: Scale, names: Sequence[str] = ()) -> Iterator[Case]:
+    """The drawn tasks, each with a network that was trained on it; of these names only, if any are given."""
+    sizes = scale.training, scale.pictures
+    of_object, of_ground = scenes.objects_and_grounds(*sizes)
+    tasks = [scenes.cluttered_digits(*sizes), scenes.decoy_digits(*sizes), scenes.triggered_digits(*sizes)]
+    for task in (*tasks, of_object, of_ground):
+        if not names or task.name in names:
+            yield _trained(task, scale)
+
+
+def _trained(task: Task, scale: Scale) -> Case:
+    model = networks.train(task, scale.steps)
+    right = networks.probabilities(model, task.measured.images).argmax(dim=1) == task.measured.labels
+    rows = right.nonzero().squeeze(1) if right.any() else torch.arange(len(right))
+    accuracy, without = (networks.accuracy(model, pictures) for pictures in (task.measured, task.without))
+    return Case(task.name, task.truth, model, networks.LAYER, task.measured[rows], accuracy, without)
+
+
+def photograph_case() -> Case:
+    """The photographs, of which the network is right about the class of each.
+
+    Raises:
+        ImportError: A package of the extra `benchmark` is not installed.
+    """
+    model, pictures = photographs.load_network(), photographs.load_photographs()
+    truth = "a box drawn by hand around the thing, in photographs, of EfficientNet-Lite0 trained on ImageNet"
+    accuracy = networks.accuracy(model, pictures)
+    return Case("photograph", truth, model, photographs.LAYER, pictures, accuracy, is_drawn=False)
+
+
+def measure(case: Case, explainer: Explainer, scale: Scale) -> Figures:
+    """The figures of one explainer on one case."""
+    pictures, model = case.pictures, case.model
+    started = time.perf_counter()
+    heatmaps = explainer.explain(model, case.layer, pictures.images, pictures.labels)
+    seconds = time.perf_counter() - started
+    # A map that is none points nowhere, and tells nothing of the order of the pixels.
+    heatmaps = heatmaps.float().nan_to_num().contiguous()
+    weights = RegionWeights.of(Regions(tuple(pictures.truth.numpy())), heatmaps.shape[1:])
+    maps = heatmaps[None].numpy()
+
+    def score(images: Tensor, rows: Tensor) -> Tensor:
+        return networks.probabilities(model, images).gather(1, pictures.labels[rows, None]).squeeze(1)
+
+    return Figures(
+        case=case.name,
+        family=explainer.family,
+        explainer=explainer.name,
+        pointing=_mean(weights.pointing_game(maps)),
+        energy=_mean(weights.energy_inside(maps)),
+        insertion=float(insertion(score, pictures.images, heatmaps, steps=scale.curve).mean()),
+        deletion=float(deletion(score, pictures.images, heatmaps, steps=scale.curve).mean()),
+        similarity=_similarity(case, explainer, heatmaps) if case.is_drawn else None,
+        milliseconds=1000 * seconds / len(pictures),
+    )
+
+
+def _mean(values: np.ndarray) -> float:
+    """Over the pictures; a map of zeros, which is NaN, has missed."""
+    return float(np.nan_to_num(values).mean())
+
+
+def _similarity(case: Case, explainer: Explainer, heatmaps: Tensor) -> float:
+    """How alike the maps are to those of the same network with random weights; see `engine.sanity`."""
+    other = copy.deepcopy(case.model)
+    randomise(other, list(own_weights(other)), seed=0)
+    random = explainer.explain(other, case.layer, case.pictures.images, case.pictures.labels)
+    return float(rank_correlation(heatmaps, random.float().nan_to_num()).abs().median())
