@@ -474,12 +474,18 @@ def test_a_run_that_was_resumed_from_an_earlier_step_is_served_as_it_is_read(tmp
         origin = replace(ORIGIN, callback=1, session=(1.7e9 + session, str(session)))
         numbered = [replace(origin, number=n, step=step, epoch=step // 3) for n, step in enumerate([steps[0], *steps])]
         made = [look(origin=one, scores=np.full((2, 3), session, np.float32)) for one in numbered[1:]]
-        written(folder / "run", pictures(origin=numbered[0]), *made)
+        written(folder / str(session), pictures(origin=numbered[0]), *made)
+        # Files are read in the order of their names. A later session has a later second there; of files of one second
+        # only a count of the process tells which is the later one, and "10" comes before "9".
+        (folder / "run").mkdir(exist_ok=True)
+        [file] = (folder / str(session)).iterdir()
+        file.rename(folder / "run" / f"events.out.tfevents.{1_700_000_000 + session}.host.1.0")
+        file.parent.rmdir()
     recording = read_run(folder)
     assert recording.steps.tolist() == [0, 3, 6, 9, 12, 15]
     assert recording.scores[:, 0, 0].tolist() == [0, 0, 1, 2, 2, 2]
     with tensorboard(tmp_path, f"--logdir={folder}", flag) as board:
-        # The files are read one beside the other: the last step may be there before those of an earlier file.
+        # The last step may be there before all that belongs to it.
         board.wait(lambda: assert_same(board.bundle("run"), 0, recording) is None)
 
 

@@ -19,9 +19,11 @@ pytestmark = needs_browser
 
 
 @contextmanager
-def opened(chromium: Any, folder: Path, address: str = "", **options: Any) -> Iterator[Any]:
+def opened(chromium: Any, folder: Path, address: str = "", script: str = "", **options: Any) -> Iterator[Any]:
+    """The report of the runs in a folder; a script runs before those of the page."""
     path = write_report([str(folder)], str(folder / "report.html"))
     with browser_context(chromium, offline=True, **options) as watched:
+        watched.page.add_init_script(script)
         watched.page.goto(f"{path.as_uri()}#{address}")
         watched.page.get_by_role("slider", name="Look").wait_for()
         yield watched.page
@@ -31,17 +33,72 @@ def where(page: Any) -> str:
     return str(page.locator("footer .where").inner_text())
 
 
+def has_square(picture: Image.Image) -> np.ndarray:
+    """In which rows of pixels there is red, green or blue as in the middle of the probes' images."""
+    pixels = np.asarray(picture.convert("RGB")).astype(int)
+    return ((pixels.max(2) > 220) & (pixels.min(2) < 90)).any(axis=1)
+
+
 def test_an_exported_view_has_the_pictures_that_were_never_scrolled_to(chromium: Any, tmp_path: Path) -> None:
     write_run(tmp_path, MadeUpRun(probes=40, looks=3))
     with opened(
         chromium, tmp_path, "layout=grid&view=input&targets=label", viewport={"width": 700, "height": 400}
     ) as page:
         page.get_by_text("Share").click()
-        picture = Image.open(download(page, "Save view as PNG", tmp_path)).convert("RGB")
-    pixels = np.asarray(picture).astype(int)
-    squares = (pixels.max(2) > 220) & (pixels.min(2) < 90)  # the red, green and blue middles of the images
-    last = np.flatnonzero(squares.any(axis=1))[-1]
-    assert last > 0.85 * picture.height
+        picture = Image.open(download(page, "Save view as PNG", tmp_path))
+    assert np.flatnonzero(has_square(picture))[-1] > 0.85 * picture.height
+
+
+GATE = """
+    const decode = window.createImageBitmap.bind(window);
+    const gate = new Promise((open) => (window.openGate = open));
+    window.createImageBitmap = async (...given) => { await gate; return decode(...given); };
+"""
+"""No picture is decoded before the gate is opened."""
+
+
+@pytest.mark.parametrize("button", ["Save view as PNG", "Save probe's history as GIF"])
+def test_an_export_waits_for_its_pictures_and_is_what_was_asked_for(chromium: Any, tmp_path: Path, button: str) -> None:
+    """Also where another view is chosen meanwhile."""
+    write_run(tmp_path, MadeUpRun(probes=40, looks=3))
+    with opened(chromium, tmp_path, "layout=grid&view=input&targets=label", GATE) as page:
+        page.get_by_text("Share").click()
+        with page.expect_download() as waiting:
+            page.get_by_role("button", name=button).click()
+            page.get_by_role("radio", name="Map").check()
+            page.evaluate("openGate()")
+        waiting.value.save_as(tmp_path / "picture")
+        assert has_square(Image.open(tmp_path / "picture")).any()
+
+
+def test_the_page_has_the_pictures_that_an_export_asked_for_first(chromium: Any, tmp_path: Path) -> None:
+    write_run(tmp_path, MadeUpRun(looks=3))
+    with opened(chromium, tmp_path, "view=map&targets=label", GATE) as page:
+        page.get_by_text("Share").click()
+        with page.expect_download():
+            page.get_by_role("button", name="Save view as PNG").click()
+            page.get_by_role("radio", name="Input").check()
+            wait_for_pixels(page, "max === 0")
+            page.evaluate("openGate()")
+        wait_for_pixels(page, "max > 220")
+
+
+def wait_for_pixels(page: Any, condition: str) -> None:
+    """Until the largest value in the first tile is so."""
+    page.wait_for_function(
+        "() => { const canvas = document.querySelector('.tile canvas'); if (canvas.width < 2) return false;"
+        " const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);"
+        f" const max = data.reduce((most, value) => Math.max(most, value), 0); return {condition}; }}"
+    )
+
+
+def test_an_export_of_nothing_says_so(chromium: Any, tmp_path: Path) -> None:
+    write_run(tmp_path, MadeUpRun(looks=2))
+    with opened(chromium, tmp_path, "filterName=nobody") as page:
+        page.get_by_text("Share").click()
+        for button in ("Save view as PNG", "Save probe's history as GIF"):
+            page.get_by_role("button", name=button).click()
+            page.get_by_role("status").filter(has_text="there is nothing to save").wait_for()
 
 
 def test_one_scale_for_everything_is_one_for_all_runs(chromium: Any, tmp_path: Path) -> None:

@@ -31,9 +31,13 @@ export function bitmapOf(image, whenReady) {
   return null;
 }
 
-/** Resolves once these pictures are decoded, or known to be damaged. @param {Iterable<ProbeImage | null>} images */
-export async function decoded(images) {
+/**
+ * Resolves once these pictures are decoded, or known to be damaged.
+ * @param {Iterable<ProbeImage | null>} images
+ * @param {() => void} whenReady called for each that was not: a tile on the page may wait for it, too
+ */
+export async function decoded(images, whenReady) {
   const own = [...images].filter((image) => image !== null);
-  for (const image of own) bitmapOf(image, () => {});
+  for (const image of own) bitmapOf(image, whenReady);
   await Promise.all(own.map((image) => decodings.get(image)));
 }

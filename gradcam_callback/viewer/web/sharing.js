@@ -31,9 +31,19 @@ export async function copyLink(app) {
 
 /** @param {App} app @param {Scene} scene */
 export async function savePNG(app, scene) {
-  const tiles = scene.rows.flatMap((row) => tilesOf(scene, row));
-  await decoded(tiles.map(pictureOf)); // those of tiles that were never scrolled to, too
-  composeView(app, scene).toBlob((blob) => blob && save(app, blob, `grad-cam ${inWords(scene)}.png`));
+  if (!scene.rows.length) return app.say("No probe passes the filter: there is nothing to save.");
+  const asked = frozen(scene);
+  const tiles = asked.rows.flatMap((row) => tilesOf(asked, row));
+  await decoded(tiles.map(pictureOf), app.painter.pictureIsReady); // those of tiles that were never scrolled to, too
+  composeView(app, asked).toBlob((blob) => {
+    if (blob) save(app, blob, `grad-cam ${inWords(asked)}.png`);
+    else app.say("The picture is too large for this browser. A filter leaves fewer probes.");
+  });
+}
+
+/** A scene that stays as it is, whatever is chosen while pictures are waited for. @param {Scene} scene @returns {Scene} */
+function frozen(scene) {
+  return { ...scene, state: { ...scene.state } };
 }
 
 /**
@@ -102,10 +112,11 @@ function drawTile(context, app, scene, tile, x, y, width, height) {
 /** @param {App} app @param {Scene} scene */
 export async function saveGIF(app, scene) {
   const row = selectedRow(scene);
-  if (!row) return;
-  const looks = [...scene.timeline.positions.keys()].map((index) => ({ ...scene, index }));
-  await decoded(looks.flatMap((then) => tilesOf(then, row)).map(pictureOf));
-  const blob = new Blob([historyOf(app, scene, row)], { type: "image/gif" });
+  if (!row) return app.say("No probe passes the filter: there is nothing to save.");
+  const asked = frozen(scene);
+  const looks = [...asked.timeline.positions.keys()].map((index) => ({ ...asked, index }));
+  await decoded(looks.flatMap((then) => tilesOf(then, row)).map(pictureOf), app.painter.pictureIsReady);
+  const blob = new Blob([historyOf(app, asked, row)], { type: "image/gif" });
   save(app, blob, `grad-cam ${row.name}.gif`);
 }
 
