@@ -115,6 +115,28 @@ def test_one_scale_for_everything_is_one_for_all_runs(chromium: Any, tmp_path: P
             assert canvas_pixels(canvas)[..., 0].max() == pytest.approx(expected, abs=4)
 
 
+def test_another_run_in_the_place_of_one_is_drawn_and_changes_the_scale_of_all(chromium: Any, tmp_path: Path) -> None:
+    """The maps have no image below them, whose decoding would have them drawn again."""
+    for number, peak in enumerate((1.5, 1.5, 1.5, 0.375, 6.0)):
+        run = MadeUpRun(looks=2, probes=1, targets=("label",), session=(float(number), str(number)), peak=peak)
+        write_run(tmp_path / f"run{number}", run)
+    with opened(chromium, tmp_path, "view=map&colormap=gray&scale=all") as page:
+
+        def wait_for_peaks(first: int, last: int) -> None:
+            page.wait_for_function(
+                "expected => [0, 3].every((run, i) => { const canvas = document.querySelectorAll('.tile canvas')[run];"
+                " if (!canvas || canvas.width < 2) return false; const context = canvas.getContext('2d');"
+                " const { data } = context.getImageData(0, 0, canvas.width, canvas.height);"
+                " const peak = Math.max(...data.filter((_, i) => i % 4 === 0));"
+                " return Math.abs(peak - expected[i]) <= 6; })",
+                arg=[first, last],
+            )
+
+        wait_for_peaks(255, 64)
+        page.get_by_label("Add a run").select_option(index=1)
+        wait_for_peaks(64, 255)
+
+
 def test_the_look_stays_when_runs_are_aligned_otherwise(chromium: Any, tmp_path: Path) -> None:
     write_run(tmp_path, MadeUpRun())
     with opened(chromium, tmp_path, "position=4") as page:
