@@ -148,6 +148,17 @@ def test_the_look_stays_when_runs_are_aligned_otherwise(chromium: Any, tmp_path:
             assert where(page) == "epoch 4 · step 50"
 
 
+def test_both_looks_stay_where_the_first_run_has_ended_before_them(chromium: Any, tmp_path: Path) -> None:
+    write_run(tmp_path / "a", MadeUpRun(looks=4))
+    write_run(tmp_path / "b", MadeUpRun(session=(2.0, "b")))
+    with opened(chromium, tmp_path, "position=9&pinned=7&compare=two") as page:
+        page.get_by_text("View options").click()
+        for align, pinned in (("Step", "With step 80"), ("Epoch", "With epoch 7")):
+            page.get_by_role("radio", name=align, exact=True).check()
+            page.get_by_role("button", name=f"{pinned} (set to this one)").wait_for()
+            assert where(page) == "epoch 9 · step 100"
+
+
 def test_an_alert_leads_to_its_look_its_layer_and_its_probe(chromium: Any, tmp_path: Path) -> None:
     raised = {**alert("raised", 2, probes=[3]), "subject": "net.early", "layer": "net.early"}
     write_run(tmp_path, MadeUpRun(layers=("net.early", "net.stage"), alerts={2: [raised]}))
