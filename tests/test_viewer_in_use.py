@@ -197,3 +197,12 @@ def test_the_address_is_written_now_and_then_while_it_plays(chromium: Any, tmp_p
         )
         page.wait_for_function("() => location.hash.includes('position=30')")
         assert page.evaluate("window.written") <= 12
+
+
+def test_an_address_that_was_changed_by_others_is_written_again(chromium: Any, tmp_path: Path) -> None:
+    """As TensorBoard does when another of its tabs is opened."""
+    write_run(tmp_path, MadeUpRun())
+    with opened(chromium, tmp_path, "position=5") as page:
+        page.evaluate("history.replaceState(null, '', '#')")
+        page.locator(".tile").first.hover()
+        page.wait_for_function("location.hash.includes('position=5')")

@@ -54,9 +54,8 @@ export class App {
     this.painter = new Painter(root, () => this.requestRender());
     this.isRequested = false;
     this.isStarted = false;
-    this.written = ""; // the address
     /** @type {number[]} */
-    this.writtenAt = [];
+    this.writtenAt = []; // the address
     this.postponed = 0;
     this.playedAt = 0;
   }
@@ -253,8 +252,7 @@ export class App {
       return;
     }
     const text = toAddress(this.state);
-    if (text === this.written) return;
-    this.written = text;
+    if (text === this.address.read()) return; // TensorBoard may have changed it, so what was written last says nothing
     this.writtenAt.push(now);
     this.address.write(text);
   }
