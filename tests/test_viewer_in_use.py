@@ -206,3 +206,54 @@ def test_an_address_that_was_changed_by_others_is_written_again(chromium: Any, t
         page.evaluate("history.replaceState(null, '', '#')")
         page.locator(".tile").first.hover()
         page.wait_for_function("location.hash.includes('position=5')")
+
+
+FOCUS = "document.activeElement.getAttribute('aria-label') ?? document.activeElement.innerText"
+
+
+@pytest.mark.parametrize("closing", ["Escape", "Close"])
+@pytest.mark.parametrize(("opener", "dialog"), [("Keys", "Keys"), ("#1, run", "Large view")])
+def test_a_dialog_takes_the_focus_keeps_it_and_gives_it_back(
+    chromium: Any, tmp_path: Path, opener: str, dialog: str, closing: str
+) -> None:
+    write_run(tmp_path, MadeUpRun())
+    with opened(chromium, tmp_path) as page:
+        page.get_by_role("button", name=opener).first.focus()
+        before = page.evaluate(FOCUS)
+        page.keyboard.press("Enter")
+        shown = page.get_by_role("dialog", name=dialog)
+        shown.wait_for()
+        for pressed in ("Shift+Tab", *["Tab"] * 5, *["Shift+Tab"] * 5):
+            assert shown.evaluate("dialog => dialog.contains(document.activeElement)")
+            page.keyboard.press(pressed)
+        page.keyboard.press("ArrowLeft")
+        page.wait_for_function("document.querySelector('.where').innerText.startsWith('epoch 10')")
+        if closing == "Escape":
+            page.keyboard.press("Escape")
+        else:
+            shown.get_by_role("button", name="Close").click()
+        shown.wait_for(state="detached")
+        assert page.evaluate(FOCUS).split(",")[0] == before.split(",")[0]
+
+
+def test_a_dialog_whose_opener_is_gone_gives_the_focus_to_the_slider(chromium: Any, tmp_path: Path) -> None:
+    """The first third of the looks is wrong, and then the probe is right."""
+    write_run(tmp_path, MadeUpRun())
+    with opened(chromium, tmp_path, "filter=wrong&position=0") as page:
+        page.locator(".tile").first.focus()
+        page.keyboard.press("Enter")
+        page.get_by_role("dialog", name="Large view").wait_for()
+        page.keyboard.press("End")
+        page.get_by_text("No probe passes the filter.").wait_for()
+        page.keyboard.press("Escape")
+        page.get_by_role("dialog").wait_for(state="detached")
+        assert page.evaluate(FOCUS) == "Look"
+
+
+def test_a_menu_that_is_closed_by_a_key_has_the_focus_again(chromium: Any, tmp_path: Path) -> None:
+    write_run(tmp_path, MadeUpRun(looks=2))
+    with opened(chromium, tmp_path) as page:
+        page.get_by_text("Share").click()
+        page.get_by_role("button", name="Copy link").focus()
+        page.keyboard.press("Escape")
+        assert page.evaluate("document.activeElement.innerText") == "Share"
