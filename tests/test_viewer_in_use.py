@@ -115,6 +115,28 @@ def test_one_scale_for_everything_is_one_for_all_runs(chromium: Any, tmp_path: P
             assert canvas_pixels(canvas)[..., 0].max() == pytest.approx(expected, abs=4)
 
 
+def test_another_run_in_the_place_of_one_is_drawn_and_changes_the_scale_of_all(chromium: Any, tmp_path: Path) -> None:
+    """The maps have no image below them, whose decoding would have them drawn again."""
+    for number, peak in enumerate((1.5, 1.5, 1.5, 0.375, 6.0)):
+        run = MadeUpRun(looks=2, probes=1, targets=("label",), session=(float(number), str(number)), peak=peak)
+        write_run(tmp_path / f"run{number}", run)
+    with opened(chromium, tmp_path, "view=map&colormap=gray&scale=all") as page:
+
+        def wait_for_peaks(first: int, last: int) -> None:
+            page.wait_for_function(
+                "expected => [0, 3].every((run, i) => { const canvas = document.querySelectorAll('.tile canvas')[run];"
+                " if (!canvas || canvas.width < 2) return false; const context = canvas.getContext('2d');"
+                " const { data } = context.getImageData(0, 0, canvas.width, canvas.height);"
+                " const peak = Math.max(...data.filter((_, i) => i % 4 === 0));"
+                " return Math.abs(peak - expected[i]) <= 6; })",
+                arg=[first, last],
+            )
+
+        wait_for_peaks(255, 64)
+        page.get_by_label("Add a run").select_option(index=1)
+        wait_for_peaks(64, 255)
+
+
 def test_the_look_stays_when_runs_are_aligned_otherwise(chromium: Any, tmp_path: Path) -> None:
     write_run(tmp_path, MadeUpRun())
     with opened(chromium, tmp_path, "position=4") as page:
@@ -124,6 +146,17 @@ def test_the_look_stays_when_runs_are_aligned_otherwise(chromium: Any, tmp_path:
             page.get_by_label(align, exact=True).check(force=True)
             page.wait_for_function("() => document.querySelector('.where').innerText.includes('step 50')")
             assert where(page) == "epoch 4 · step 50"
+
+
+def test_both_looks_stay_where_the_first_run_has_ended_before_them(chromium: Any, tmp_path: Path) -> None:
+    write_run(tmp_path / "a", MadeUpRun(looks=4))
+    write_run(tmp_path / "b", MadeUpRun(session=(2.0, "b")))
+    with opened(chromium, tmp_path, "position=9&pinned=7&compare=two") as page:
+        page.get_by_text("View options").click()
+        for align, pinned in (("Step", "With step 80"), ("Epoch", "With epoch 7")):
+            page.get_by_role("radio", name=align, exact=True).check()
+            page.get_by_role("button", name=f"{pinned} (set to this one)").wait_for()
+            assert where(page) == "epoch 9 · step 100"
 
 
 def test_an_alert_leads_to_its_look_its_layer_and_its_probe(chromium: Any, tmp_path: Path) -> None:
@@ -164,3 +197,63 @@ def test_the_address_is_written_now_and_then_while_it_plays(chromium: Any, tmp_p
         )
         page.wait_for_function("() => location.hash.includes('position=30')")
         assert page.evaluate("window.written") <= 12
+
+
+def test_an_address_that_was_changed_by_others_is_written_again(chromium: Any, tmp_path: Path) -> None:
+    """As TensorBoard does when another of its tabs is opened."""
+    write_run(tmp_path, MadeUpRun())
+    with opened(chromium, tmp_path, "position=5") as page:
+        page.evaluate("history.replaceState(null, '', '#')")
+        page.locator(".tile").first.hover()
+        page.wait_for_function("location.hash.includes('position=5')")
+
+
+FOCUS = "document.activeElement.getAttribute('aria-label') ?? document.activeElement.innerText"
+
+
+@pytest.mark.parametrize("closing", ["Escape", "Close"])
+@pytest.mark.parametrize(("opener", "dialog"), [("Keys", "Keys"), ("#1, run", "Large view")])
+def test_a_dialog_takes_the_focus_keeps_it_and_gives_it_back(
+    chromium: Any, tmp_path: Path, opener: str, dialog: str, closing: str
+) -> None:
+    write_run(tmp_path, MadeUpRun())
+    with opened(chromium, tmp_path) as page:
+        page.get_by_role("button", name=opener).first.focus()
+        before = page.evaluate(FOCUS)
+        page.keyboard.press("Enter")
+        shown = page.get_by_role("dialog", name=dialog)
+        shown.wait_for()
+        for pressed in ("Shift+Tab", *["Tab"] * 5, *["Shift+Tab"] * 5):
+            assert shown.evaluate("dialog => dialog.contains(document.activeElement)")
+            page.keyboard.press(pressed)
+        page.keyboard.press("ArrowLeft")
+        page.wait_for_function("document.querySelector('.where').innerText.startsWith('epoch 10')")
+        if closing == "Escape":
+            page.keyboard.press("Escape")
+        else:
+            shown.get_by_role("button", name="Close").click()
+        shown.wait_for(state="detached")
+        assert page.evaluate(FOCUS).split(",")[0] == before.split(",")[0]
+
+
+def test_a_dialog_whose_opener_is_gone_gives_the_focus_to_the_slider(chromium: Any, tmp_path: Path) -> None:
+    """The first third of the looks is wrong, and then the probe is right."""
+    write_run(tmp_path, MadeUpRun())
+    with opened(chromium, tmp_path, "filter=wrong&position=0") as page:
+        page.locator(".tile").first.focus()
+        page.keyboard.press("Enter")
+        page.get_by_role("dialog", name="Large view").wait_for()
+        page.keyboard.press("End")
+        page.get_by_text("No probe passes the filter.").wait_for()
+        page.keyboard.press("Escape")
+        page.get_by_role("dialog").wait_for(state="detached")
+        assert page.evaluate(FOCUS) == "Look"
+
+
+def test_a_menu_that_is_closed_by_a_key_has_the_focus_again(chromium: Any, tmp_path: Path) -> None:
+    write_run(tmp_path, MadeUpRun(looks=2))
+    with opened(chromium, tmp_path) as page:
+        page.get_by_text("Share").click()
+        page.get_by_role("button", name="Copy link").focus()
+        page.keyboard.press("Escape")
+        assert page.evaluate("document.activeElement.innerText") == "Share"

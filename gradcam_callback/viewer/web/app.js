@@ -54,9 +54,8 @@ export class App {
     this.painter = new Painter(root, () => this.requestRender());
     this.isRequested = false;
     this.isStarted = false;
-    this.written = ""; // the address
     /** @type {number[]} */
-    this.writtenAt = [];
+    this.writtenAt = []; // the address
     this.postponed = 0;
     this.playedAt = 0;
   }
@@ -161,12 +160,10 @@ export class App {
   realign(before) {
     const after = this.timelineOf(before.series);
     const moved = (/** @type {number} */ index) => {
-      const run = Math.max(
-        0,
-        before.series.findIndex((_, i) => before.timeline.looks[i][index] >= 0),
-      );
-      const found = after.looks[run].indexOf(before.timeline.looks[run][index]);
-      return after.positions[Math.max(0, found)];
+      const { looks, stale } = before.timeline;
+      // A run that has no look of its own there would lead to an earlier one.
+      const run = looks.findIndex((own, i) => own[index] >= 0 && !stale[i][index]);
+      return after.positions[after.looks[run].indexOf(looks[run][index])];
     };
     this.state.position = moved(before.index);
     if (this.state.pinned) this.state.pinned = moved(before.pinned);
@@ -255,8 +252,7 @@ export class App {
       return;
     }
     const text = toAddress(this.state);
-    if (text === this.written) return;
-    this.written = text;
+    if (text === this.address.read()) return; // TensorBoard may have changed it, so what was written last says nothing
     this.writtenAt.push(now);
     this.address.write(text);
   }

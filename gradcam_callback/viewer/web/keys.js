@@ -29,7 +29,9 @@ export function listenToKeys(app) {
 /** Closes the menus that are open, but for the one that was clicked in. @param {EventTarget | null} [clicked] */
 function closeMenus(clicked) {
   for (const menu of document.querySelectorAll("details.menu[open]")) {
-    if (!(clicked instanceof Node && menu.contains(clicked))) menu.removeAttribute("open");
+    if (clicked instanceof Node && menu.contains(clicked)) continue;
+    if (menu.contains(document.activeElement)) menu.querySelector("summary")?.focus();
+    menu.removeAttribute("open");
   }
 }
 

@@ -2,6 +2,7 @@
 
 /** @import {App} from "../app.js" */
 /** @import {Row, Scene} from "../rows.js" */
+import { identityOf } from "../identity.js";
 import { drift, layerOf, place } from "../looks.js";
 import { lookAt } from "../rows.js";
 import { html } from "../vendor/lit-html/lit-html.js";
@@ -76,14 +77,13 @@ function chart(app, scene, row, title, values, range) {
   const now = values.map((line) => line[scene.index]).filter((value) => value !== null);
   const told = now.map((value) => /** @type {number} */ (value).toPrecision(3)).join(", ");
   const paint = (/** @type {ChartHost} */ host) => drawChart(host, app, scene, values, range);
-  const size = scene.timeline.positions.length;
   return html`<figure class="chart" ?hidden=${!hasValues}>
     <figcaption>${title} <b>${told}</b></figcaption>
     <div
       class="painted plot"
       role="img"
       aria-label="${title} over the looks; now ${told || "none"}"
-      .paintKey=${[row.key, scene.state.layer, scene.names, scene.targets[0], size, scene.state.align, scene.index].join()}
+      .paintKey=${[row.key, scene.state.layer, scene.targets[0], identityOf(scene.timeline), scene.index].join()}
       .paint=${paint}
     ></div>
   </figure>`;

@@ -13,21 +13,45 @@ import { inWords } from "./timeline_bar.js";
 export function dialogs(app, scene) {
   const { dialog } = scene.state;
   if (!dialog) return nothing;
-  const close = () => app.set({ dialog: "" });
   const content = dialog === "keys" ? keys() : large(app, scene);
   // Shown as a modal by the painter's pass, after it is in the page.
   const show = (/** @type {HTMLDialogElement} */ element) => element.open || element.showModal();
+  // A dialog that is closed gives the focus back to what opened it; one that is only taken out of the page does not.
+  const close = (/** @type {Event} */ event) =>
+    /** @type {HTMLElement} */ (event.currentTarget).closest("dialog")?.close();
   return html`<dialog
     class="painted ${dialog}"
     aria-label=${dialog === "keys" ? "Keys" : "Large view"}
     .isSeen=${true}
     .paintKey=${dialog}
     .paint=${show}
-    @close=${close}
+    @keydown=${keepFocus}
+    @close=${(/** @type {Event} */ event) => closed(app, /** @type {Node} */ (event.target))}
   >
     <button type="button" class="close" @click=${close}>Close</button>
     ${content}
   </dialog>`;
+}
+
+/** Goes from the last control to the first one and back, and not to the browser's own. @param {KeyboardEvent} event */
+function keepFocus(event) {
+  if (event.key !== "Tab") return;
+  const dialog = /** @type {HTMLElement} */ (event.currentTarget);
+  const controls = /** @type {NodeListOf<HTMLElement>} */ (dialog.querySelectorAll("button, a[href], input"));
+  const [first, last] = [controls[0], controls[controls.length - 1]];
+  if (document.activeElement !== (event.shiftKey ? first : last)) return;
+  event.preventDefault();
+  (event.shiftKey ? last : first).focus();
+}
+
+/** @param {App} app @param {Node} dialog */
+function closed(app, dialog) {
+  app.set({ dialog: "" });
+  const focused = document.activeElement ?? document.body;
+  // What opened it may be gone, e.g. a probe that does not pass the filter any more.
+  const isNowhere = focused === document.body || dialog.contains(focused);
+  if (isNowhere)
+    /** @type {HTMLElement | null} */ (app.root.querySelector("input[aria-label='Look']"))?.focus();
 }
 
 function keys() {

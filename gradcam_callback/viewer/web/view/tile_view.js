@@ -3,6 +3,7 @@
 /** @import {App} from "../app.js" */
 /** @import {Row, Scene} from "../rows.js" */
 /** @import {State, Tile} from "../types.js" */
+import { identityOf } from "../identity.js";
 import { explained, place, remarkOn } from "../looks.js";
 import { paintTile, peakOf, pictureOf, planeOfTile, reasonOf } from "../paint.js";
 import { cellAt } from "../sampling.js";
@@ -80,10 +81,11 @@ export function keyOf(tile, state, width, height) {
     tile.target,
     tile.probe,
     tile.run,
-    tile.series.epochs.length,
-    tile.series.name,
+    identityOf(tile.series), // data that were read anew are another series
   ];
-  if (scale === "all") shown.push(...tile.together.map((one) => `${one.series.name} ${one.target}`));
+  if (scale === "all") {
+    for (const one of tile.together) shown.push(identityOf(one.series), one.target);
+  }
   return [...shown, layer, view, opacity, colormap, isSmooth, scale, slice, width, height].join();
 }
 
