@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 
 from gradcam_callback.benchmark import measuring, scenes
 from gradcam_callback.benchmark.explainers import EDGES, OURS, Explainer, explainers
-from gradcam_callback.benchmark.measuring import QUICK, Case, drawn_cases, measure
+from gradcam_callback.benchmark.measuring import QUICK, Case, Scale, drawn_cases, measure
 from gradcam_callback.benchmark.scenes import Task
+from gradcam_callback.benchmark.table import render
 from gradcam_callback.cli import main
 from gradcam_callback.demo.data import MEAN, STD
 
@@ -65,10 +67,28 @@ def test_object_and_ground_share_the_picture(tasks: dict[str, Task]) -> None:
     assert torch.equal(of_object.truth, ~of_ground.truth)
 
 
+def test_the_mask_of_an_object_is_where_it_is_drawn() -> None:
+    drawn = scenes.draw_objects(32, seed=5)
+    changed = ((drawn.images - drawn.grounds).abs() > 1e-6).any(dim=1)
+    assert not (changed & ~drawn.masks).any()
+    assert (changed & drawn.masks).sum() / drawn.masks.sum() > 0.98
+    grey = drawn.grounds.amax(dim=1) - drawn.grounds.amin(dim=1)
+    assert float(grey.max()) < 4 * 0.1 + 1e-5  # noise alone
+
+
 def test_the_pictures_are_the_same_each_time() -> None:
     one, other = scenes.triggered_digits(8, 8), scenes.triggered_digits(8, 8)
     assert torch.equal(one.measured.images, other.measured.images)
     assert torch.equal(one.training.labels, other.training.labels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["digit", "decoy", "trigger", "object", "ground"])
+def test_each_network_learns_its_task_and_fails_without_the_evidence(name: str) -> None:
+    [made] = drawn_cases(Scale(), [name])
+    assert made.accuracy > 0.8
+    assert made.without is not None
+    assert made.without < 0.35
 
 
 # What is measured
@@ -118,6 +138,17 @@ def test_the_photographs_are_what_the_network_says() -> None:
     with torch.no_grad():
         top = case.model(case.pictures.images).topk(3, dim=1).indices
     assert (top == case.pictures.labels[:, None]).any(1).all()
+
+
+def test_a_network_that_has_not_learnt_is_told(case: Case) -> None:
+    learnt, even, blind = (
+        replace(case, name=name, accuracy=accuracy, without=without)
+        for name, accuracy, without in (("learnt", 0.9, 0.2), ("even", 0.9, 0.7), ("blind", 0.24, 0.2))
+    )
+    told = render([learnt, even, blind], [], 1.0)
+    assert "`learnt` has not" not in told
+    assert "`even` has not" in told
+    assert "`blind` has not" in told
 
 
 # The command

@@ -11,6 +11,7 @@ from gradcam_callback.benchmark.explainers import EDGES, OURS
 from gradcam_callback.benchmark.measuring import Case, Figures
 
 WORSE = " †"
+_LEARNT = 0.8  # the accuracy of a network that has learnt its task, at least; without the evidence half of it at most
 _PACKAGES = ("torch", "torchvision", "timm", "grad-cam", "captum", "torchcam", "mlxtend", "scikit-image")
 
 
@@ -67,7 +68,7 @@ def render(cases: Sequence[Case], figures: Sequence[Figures], seconds: float) ->
         figures: Of all explainers on them.
         seconds: How long it took.
     """
-    parts = [_cases_table(cases)]
+    parts = [_cases_table(cases), _cautions(cases)]
     for measure in _MEASURES:
         better = "More" if measure.more else "Less"
         parts.append(f"## {measure.title}\n\n{measure.text} {better} is better.\n\n{_table(cases, figures, measure)}")
@@ -91,6 +92,25 @@ def _cases_table(cases: Sequence[Case]) -> str:
         for case in cases
     ]
     return _markdown(heads, rows)
+
+
+def _cautions(cases: Sequence[Case]) -> str:
+    """How far the figures carry: how much chance there is in them, and which networks have not learnt their task."""
+    counts = [len(case.pictures) for case in cases]
+    errors = [0.5 / count**0.5 for count in (max(counts), min(counts))]
+    told = "The standard error of a share is at most " + " to ".join(dict.fromkeys(f"{one:.2f}" for one in errors))
+    lines = [f"{told}, by the number of pictures; a smaller difference tells nothing."]
+    for case in cases:
+        if case.is_drawn and not _has_learnt(case):
+            lines.append(
+                f"**The network of `{case.name}` has not learnt its task, so what decides is not known and its column "
+                "means nothing.**"
+            )
+    return "\n\n".join(lines)
+
+
+def _has_learnt(case: Case) -> bool:
+    return case.accuracy >= _LEARNT and (case.without is None or case.without <= case.accuracy / 2)
 
 
 def _table(cases: Sequence[Case], figures: Sequence[Figures], measure: _Measure) -> str:
