@@ -299,6 +299,20 @@ class GradCAMCallback(Callback):
         """
         return self._session_of(trainer).list_layers(TrainerContext(trainer, pl_module))
 
+    def look(self, run: TrainerContext) -> None:
+        """Explain the probes once, and write what is seen where the context says; to be called when `diagnose` may be.
+
+        Raises:
+            ValueError: There is no such layer.
+            GradientNullError: There is a null, and `on_null` is "raise".
+        """
+        session = self._session_of(run.trainer)
+        session.bind_model(run)
+        try:
+            session.probe(run)
+        finally:
+            session.close(run)
+
     # Across runs
 
     @property

@@ -1,4 +1,4 @@
-"""`gradcam-callback doctor`, `layers`, `check`: look at a model once, without training, in our Trainer or a user's.
+"""`gradcam-callback doctor`, `layers`, `check`, `explain`: look at a model once, without training.
 
 An examination is a validation in which the model's own `validation_step` is left out: batches are read until the
 callbacks have their probes, then they diagnose.
@@ -10,6 +10,7 @@ import functools
 import os
 import runpy
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from gradcam_callback.callback import GradCAMCallback
 from gradcam_callback.check import check_weights, print_checks
 from gradcam_callback.engine.layer_listing import ListedLayer
 from gradcam_callback.errors import BadInputError, ForwardFailedError
+from gradcam_callback.explaining import Explanation, explain, new_folder, take_files
 from gradcam_callback.reporting.terminal import Report, merge_targets, print_layers, print_reports
 
 T = TypeVar("T")
@@ -100,6 +102,46 @@ class DoctorTrainer(Trainer):
             results = ask(self, callbacks, check_weights, model, datamodule=datamodule, ckpt_path=ckpt_path)
         print_checks(results, as_json=json)
         sys.exit(HEALTHY if all(result.depends_on_weights for result in results) else NULL)
+
+    def explain(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        images: list[str] | None = None,
+        output: str = "explained",
+    ) -> None:
+        """Explain images with the weights of a checkpoint, and write panels, the recording and its report.
+
+        Nothing is trained. Image files pass through the transform of the validation data; without any, the probes of
+        the callback are explained. The exit status is 0 if every gradient is there, 1 if one is None, zero or not
+        finite, and 2 if the model could not be examined.
+
+        Args:
+            model: The model; given in the configuration.
+            datamodule: The data; given in the configuration.
+            ckpt_path: A checkpoint whose weights are taken; by default, the fresh model.
+            images: Image files or folders of them.
+            output: The folder to write to; of several callbacks, each writes into a folder of its own in it.
+        """
+        callbacks = _callbacks_of(self) or [GradCAMCallback()]
+        folder = new_folder(output)
+        folders = {
+            callback: folder / f"callback_{number}" if len(callbacks) > 1 else folder
+            for number, callback in enumerate(callbacks, start=1)
+        }
+        for callback in callbacks if images else ():
+            take_files(callback, images or ())
+        weights = "untrained weights" if ckpt_path is None else Path(ckpt_path).name
+
+        def look(callback: GradCAMCallback, trainer: Trainer, pl_module: LightningModule) -> list[Explanation]:
+            place = folders[callback]
+            return [Explanation(place, explain(callback, trainer, pl_module, place, weights))]
+
+        explanations = ask(self, callbacks, look, model, datamodule=datamodule, ckpt_path=ckpt_path)
+        for explanation in explanations:
+            explanation.conclude()
+        sys.exit(NULL if any(explanation.has_null for explanation in explanations) else HEALTHY)
 
 
 def examine_program(command: Sequence[str], *, as_json: bool) -> NoReturn:
@@ -202,6 +244,8 @@ def ask(
             stack.enter_context(_replaced(part, "setup", _set_up_for_fit(part.setup)))
         stack.enter_context(_replaced(model, "validation_step", lambda *_, **__: None))
         stack.enter_context(suppress(_Examined))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # none of those callbacks is needed
         trainer.validate(model, dataloaders, datamodule=datamodule, verbose=False, **options)
     if examination.answers is None:
         raise BadInputError(

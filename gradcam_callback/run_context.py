@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -23,9 +23,11 @@ class RunContext(ABC):
 
     Attributes:
         model: What is explained.
+        files_notice: What to say where panels are files in a folder, with a place for its name; may be empty.
     """
 
     model: nn.Module
+    files_notice: ClassVar[str] = ""
 
     @property
     @abstractmethod

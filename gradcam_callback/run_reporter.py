@@ -56,8 +56,7 @@ class RunReporter:
         self._alerts.open(sinks, alerts_tag=tags.alerts, recorder=recorder, silent=silent)
         for sink in sinks:
             if isinstance(sink, PanelFiles):
-                where = f"the Grad-CAM panels and the recording are written under {sink.name}"
-                self.notice(run, f"There is no TensorBoardLogger: {where}.")
+                self.notice(run, run.files_notice.format(sink.name))
 
     @property
     def has_news(self) -> bool:

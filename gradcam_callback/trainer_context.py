@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -85,6 +85,10 @@ class TrainerContext(RunContext):
         trainer: The Trainer.
         model: The model, as Lightning hands it to hooks.
     """
+
+    files_notice: ClassVar[str] = (
+        "There is no TensorBoardLogger: the Grad-CAM panels and the recording are written under {}."
+    )
 
     trainer: Trainer
     model: LightningModule

@@ -13,7 +13,7 @@ PACKAGE = Path(gradcam_callback.__file__).parent
 
 # From the lowest layer of imports to the highest. What stands in one line does not import each other.
 LAYERS = [
-    {"causes", "measures", "source_lines", "viewer"},
+    {"causes", "measures", "notebook", "source_lines", "viewer"},
     {"recording"},
     {"results"},
     {"errors"},
@@ -26,16 +26,17 @@ LAYERS = [
     {"loop_context", "probe_capture", "prober", "run_reporter", "trainer_context"},
     {"measuring", "notices"},
     {"session"},
-    {"callback", "watch"},
-    {"check"},
+    {"callback", "report", "watch"},
+    {"check", "explaining"},
     {"demo"},
-    {"benchmark", "doctor", "report", "tensorboard_plugin"},
+    {"benchmark", "doctor", "tensorboard_plugin"},
     {"cli"},
 ]
 KNOW_LIGHTNING = {
     "trainer_context",
     "callback",
     "check",
+    "explaining",
     "doctor",
     "cli",
 }
