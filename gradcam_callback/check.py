@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from gradcam_callback.callback import GradCAMCallback
 from gradcam_callback.engine.sanity import THRESHOLD, LayerSanity, SanityResult, Stage
+from gradcam_callback.progress import progress_bar
 
 _BAR = 20  # characters
 
 
 def check_weights(callback: GradCAMCallback, trainer: Trainer, pl_module: LightningModule) -> list[SanityResult]:
     """Ask a callback whether its maps depend on the weights, with a bar on stderr while it looks."""
-    with Progress(console=Console(file=sys.stderr), transient=True) as progress:
-        bar = progress.add_task("randomising weights", total=None)
-        return callback.check_weights(
-            trainer, pl_module, lambda done, count: progress.update(bar, completed=done, total=count)
-        )
+    with progress_bar("randomising weights") as bar:
+        return callback.check_weights(trainer, pl_module, bar)
 
 
 def print_checks(results: Sequence[SanityResult], *, as_json: bool) -> None:

@@ -24,6 +24,7 @@ from gradcam_callback.check import check_weights, print_checks
 from gradcam_callback.engine.layer_listing import ListedLayer
 from gradcam_callback.errors import BadInputError, ForwardFailedError
 from gradcam_callback.explaining import Explanation, explain, new_folder, take_files
+from gradcam_callback.progress import progress_bar
 from gradcam_callback.reporting.terminal import Report, merge_targets, print_layers, print_reports
 
 T = TypeVar("T")
@@ -293,14 +294,16 @@ class _Examination(Callback, Generic[T]):
 
 def _diagnose(callback: GradCAMCallback, trainer: Trainer, pl_module: LightningModule) -> list[Report]:
     try:
-        found = callback.diagnose(trainer, pl_module)
+        with progress_bar("following the gradient"):
+            found = callback.diagnose(trainer, pl_module)
     except ForwardFailedError as error:  # so there is no layer to choose, either
         found = [("every target", error.diagnosis)]
     return merge_targets(found)
 
 
 def _list_layers(callback: GradCAMCallback, trainer: Trainer, pl_module: LightningModule) -> list[ListedLayer]:
-    return callback.list_layers(trainer, pl_module)
+    with progress_bar("looking at the layers"):
+        return callback.list_layers(trainer, pl_module)
 
 
 def _callbacks_of(trainer: Trainer) -> list[GradCAMCallback]:

@@ -36,6 +36,11 @@ class ExplainContext(TrainerContext):
     weights: str
 
     @property
+    def shows_progress(self) -> bool:
+        """Always: the Trainer's own bar shows nothing of this."""
+        return True
+
+    @property
     def moment(self) -> str:
         """The weights: of a checkpoint's epoch and step the Trainer knows nothing in a validation."""
         return self.weights

@@ -25,6 +25,7 @@ from gradcam_callback.execution.probe_pass import ProbePass, ProbePassResult
 from gradcam_callback.execution.processes import ProcessGroup
 from gradcam_callback.measures import Array
 from gradcam_callback.probes import ProbeSet, forward_inputs
+from gradcam_callback.progress import progress_bar
 from gradcam_callback.reporting.panel import Panel
 from gradcam_callback.reporting.pass_renderer import PassRenderer
 from gradcam_callback.reporting.recorder import SeenProbes
@@ -101,8 +102,10 @@ class Prober:
         """
         with self._running(run):
             targets, inputs = self.targets(probes), self._inputs(run.model, probes)
-            self._pass.select_auto(run.model, inputs, targets[0])
-            return self._pass.run(run.model, inputs, targets, lambda found: renderer.render(found.by_target))
+            with progress_bar("Grad-CAM: choosing the layer", shown=run.shows_progress) as bar:
+                self._pass.select_auto(run.model, inputs, targets[0])
+                bar.rename(f"Grad-CAM: explaining {len(probes)} probes")
+                return self._pass.run(run.model, inputs, targets, lambda found: renderer.render(found.by_target))
 
     def check_faithfulness(self, probes: ProbeSet) -> None:
         """Refuse to measure what cannot be measured.
@@ -121,7 +124,9 @@ class Prober:
             passes = FaithfulnessPass(
                 self._settings.faithfulness[0], self._settings.output, self._pass.processes, self._pass.replica_options
             )
-            return passes.run(run.model, self._inputs(run.model, probes), self.targets(probes), result.results)
+            inputs, targets = self._inputs(run.model, probes), self.targets(probes)
+            with progress_bar("Grad-CAM: measuring the faithfulness", shown=run.shows_progress) as bar:
+                return passes.run(run.model, inputs, targets, result.results, bar)
 
     def seen(self, result: ProbePassResult, renderer: PassRenderer) -> SeenProbes:
         """What is recorded of a pass.

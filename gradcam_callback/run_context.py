@@ -74,6 +74,11 @@ class RunContext(ABC):
         """Whether a training will come to look at the probes at all."""
         return True
 
+    @property
+    def shows_progress(self) -> bool:
+        """Whether this process may show a progress bar."""
+        return self.is_global_zero
+
     def forward_context(self) -> AbstractContextManager[Any]:
         """What the model's forward runs in: its precision."""
         return nullcontext()

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
@@ -127,6 +128,12 @@ class TrainerContext(RunContext):
     def has_validation(self) -> bool:
         """Whether the training validates."""
         return self.trainer.enable_validation
+
+    @property
+    def shows_progress(self) -> bool:
+        """Where the Trainer shows one; but not beside rich's, since of two that move the cursor neither can be read."""
+        bar = self.trainer.progress_bar_callback
+        return self.is_global_zero and bar is not None and not isinstance(bar, RichProgressBar)
 
     def forward_context(self) -> AbstractContextManager[Any]:
         """That of the precision plugin."""

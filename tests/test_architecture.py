@@ -13,7 +13,7 @@ PACKAGE = Path(gradcam_callback.__file__).parent
 
 # From the lowest layer of imports to the highest. What stands in one line does not import each other.
 LAYERS = [
-    {"causes", "measures", "notebook", "source_lines", "viewer"},
+    {"causes", "measures", "notebook", "progress", "source_lines", "viewer"},
     {"recording"},
     {"results"},
     {"errors"},
