@@ -38,7 +38,8 @@ def _harmless(hook: Hook) -> Hook:
 
     @functools.wraps(hook)
     def guarded(self: GradCAMCallback, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        with self._session_of(trainer).guard(TrainerContext(trainer, pl_module), f"`{hook.__name__}` failed"):
+        reporter = self._session_of(trainer).reporter
+        with reporter.harmless(TrainerContext(trainer, pl_module), f"`{hook.__name__}` failed"):
             hook(self, trainer, pl_module, *args, **kwargs)
 
     return cast(Hook, guarded)

@@ -239,14 +239,7 @@ def ask(
     trainer.callbacks = [examination]  # type: ignore[attr-defined]
     trainer.loggers = [DummyLogger()]  # hooks of the model may write to it
     trainer.validate_loop.inference_mode = False  # a validation in `fit` is under no_grad
-    with ExitStack() as stack:
-        # What a program calls is `fit`, and many a data module prepares its validation data for that stage alone.
-        for part in (model, datamodule) if datamodule is not None else (model,):
-            stack.enter_context(_replaced(part, "setup", _set_up_for_fit(part.setup)))
-        stack.enter_context(_replaced(model, "validation_step", lambda *_, **__: None))
-        stack.enter_context(suppress(_Examined))
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # none of those callbacks is needed
+    with _validation_of_fit(model, datamodule), suppress(_Examined):
         trainer.validate(model, dataloaders, datamodule=datamodule, verbose=False, **options)
     if examination.answers is None:
         raise BadInputError(
@@ -254,6 +247,19 @@ def ask(
             "`limit_val_batches` above 0."
         )
     return examination.answers
+
+
+@contextmanager
+def _validation_of_fit(model: LightningModule, datamodule: LightningDataModule | None) -> Iterator[None]:
+    """Have a validation prepare what `fit` would, run no step of the model's, and ask for no callback."""
+    with ExitStack() as stack:
+        # What a program calls is `fit`, and many a data module prepares its validation data for that stage alone.
+        for part in (model, datamodule) if datamodule is not None else (model,):
+            stack.enter_context(_replaced(part, "setup", _set_up_for_fit(part.setup)))
+        stack.enter_context(_replaced(model, "validation_step", lambda *_, **__: None))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # of callbacks in the checkpoint
+        yield
 
 
 class _Examined(Exception):  # noqa: N818  # no error

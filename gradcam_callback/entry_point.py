@@ -57,7 +57,9 @@ def adapt(model: nn.Module, name: str) -> None:
     if name != FORWARD:
         vars(model)[FORWARD] = getattr(model, name)
     for module in model.modules():
-        if hasattr(module, "log") and hasattr(module, "log_dict"):  # a LightningModule, which Fabric runs, too
+        if hasattr(type(module), "log") and hasattr(
+            type(module), "log_dict"
+        ):  # a LightningModule; Fabric runs them, too
             vars(module).update(log=_log_nothing, log_dict=_log_nothing)
 
 

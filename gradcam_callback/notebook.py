@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import io
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,18 @@ Array = NDArray[Any]
 MOST_ROWS = 32  # of probes; a notebook keeps all that it shows
 SHOWN_SIDE = 176  # pixels, of a picture's longest side
 CURVE_HEIGHT = 40  # pixels, of a signal
+_ENDS = 4  # steps at either end of a long way on which nothing changes
 
 # The colours are those of the notebook's own text.
 _STYLE = """<style>
 .gradcam table{border-collapse:collapse;font:13px/1.45 system-ui,sans-serif;color:inherit;background:none;margin:0}
-.gradcam :is(th,td){padding:6px 10px 6px 0;text-align:left;vertical-align:top;background:none;border:0;font-weight:400}
+.gradcam :is(th,td){padding:3px 14px 3px 0;text-align:left;vertical-align:top;background:none;border:0;font-weight:400}
 .gradcam thead th{font-weight:600;border-bottom:1px solid color-mix(in srgb,currentColor 25%,transparent)}
-.gradcam caption{caption-side:top;text-align:left;padding:0 0 8px;color:inherit;font:600 14px/1.4 system-ui,sans-serif}
+.gradcam caption{caption-side:top;text-align:left;padding:0 0 8px}
+.gradcam :is(caption,h4){margin:0 0 8px;color:inherit;font:600 14px/1.4 system-ui,sans-serif}
 .gradcam p{margin:8px 0;max-width:80ch;font:13px/1.5 system-ui,sans-serif}
-.gradcam :is(code,pre){font:12px/1.5 ui-monospace,monospace;background:color-mix(in srgb,currentColor 8%,transparent)}
-.gradcam :is(code,pre){padding:1px 4px;border-radius:3px;color:inherit;white-space:pre-wrap;overflow-wrap:anywhere}
+.gradcam pre{font:12px/1.5 ui-monospace,monospace;background:color-mix(in srgb,currentColor 8%,transparent);margin:0}
+.gradcam pre{padding:2px 6px;border-radius:3px;color:inherit;white-space:pre-wrap;max-width:max-content}
 .gradcam img{display:block;max-width:none;margin:0 0 4px;border-radius:2px}
 .gradcam .none{display:grid;place-items:center;text-align:center;margin:0 0 4px;border-radius:2px;font-weight:600;
 background:repeating-linear-gradient(45deg,color-mix(in srgb,currentColor 18%,transparent) 0 4px,transparent 4px 10px)}
@@ -120,38 +123,38 @@ def map_table(
     Raises:
         KeyError: There is no such colormap.
     """
-    from matplotlib import colormaps  # it takes a third of a second that only those who draw should pay
-
-    table = colormaps[colormap]
-    heads = ["", *(["input"] if images is not None else [])]
-    cells = "".join(f"<th>{escape(text)}</th>" for text in heads)
-    cells += "".join(f"<th>{escape(one.title)}<small>{escape(one.subtitle)}</small></th>" for one in columns)
+    heads = "".join(f"<th>{name}</th>" for name in ("", "input")[: 1 + (images is not None)])
+    heads += "".join(f"<th>{escape(one.title)}<small>{escape(one.subtitle)}</small></th>" for one in columns)
+    paint = _Painter(colormap, opacity)
     body = []
     for number, text in enumerate(rows):
-        picture = None if images is None else _displayable(images[number])
-        parts = [f"<th>{_lines(text)}</th>"]
-        if picture is not None:
-            size = _size_of(columns, number, picture)
-            picture = _resized(picture, size)
-            parts.append(f"<td>{_img(picture, 'input')}</td>")
-        for column in columns:
-            values, said = column.maps[number], column.texts[number]
-            if values is None:
-                tile = _missing(said, (SHOWN_SIDE, SHOWN_SIDE) if picture is None else picture.shape[:2])
-                parts.append(f"<td>{tile}</td>")
-                continue
-            heat = table(values, bytes=True)[..., :3]
-            if picture is not None and heat.shape == picture.shape:
-                heat = (heat * opacity + picture * (1 - opacity)).round().astype(np.uint8)
-            parts.append(f"<td>{_img(heat, f'map of {column.title}')}<small>{_lines(said)}</small></td>")
-        body.append(f"<tr>{''.join(parts)}</tr>")
+        picture = None if images is None else _shown(images[number])
+        cells = f"<th>{_lines(text)}</th>"
+        cells += "" if picture is None else f"<td>{_img(picture, 'input')}</td>"
+        cells += "".join(f"<td>{paint.tile(column, number, picture)}</td>" for column in columns)
+        body.append(f"<tr>{cells}</tr>")
     more = f"<p>{left_out} probes more are not shown.</p>" if left_out else ""
-    rows_html = "".join(body)
-    caption = f"<caption>{escape(title)}</caption>"
-    return NotebookHTML(
-        f'{_STYLE}<div class="gradcam"><table>{caption}<thead><tr>{cells}</tr></thead><tbody>{rows_html}</tbody>'
-        f"</table>{more}</div>"
-    )
+    return _page(_table(title, heads, body) + more)
+
+
+class _Painter:
+    """Colours maps, over images where there are some."""
+
+    def __init__(self, colormap: str, opacity: float) -> None:
+        from matplotlib import colormaps  # it takes a third of a second that only those who draw should pay
+
+        self._table, self._opacity = colormaps[colormap], opacity
+
+    def tile(self, column: MapColumn, number: int, picture: Array | None) -> str:
+        """One map, or in its place why there is none."""
+        values, said = column.maps[number], column.texts[number]
+        if values is None:
+            height, width = (SHOWN_SIDE, SHOWN_SIDE) if picture is None else picture.shape[:2]
+            return f'<div class="none" style="height:{height}px;width:{width}px"><span>{_lines(said)}</span></div>'
+        heat = self._table(values, bytes=True)[..., :3]
+        if picture is not None:
+            heat = (heat * self._opacity + picture * (1 - self._opacity)).round().astype(np.uint8)
+        return f"{_img(heat, f'map of {column.title}')}<small>{_lines(said)}</small>"
 
 
 def diagnosis_table(
@@ -176,20 +179,42 @@ def diagnosis_table(
         remedy: What to do; may be empty.
     """
     kind = "good" if is_good else "bad"
-    head = f'{escape(title)} <span class="{kind}">{escape(verdict)}</span>'
-    rows = []
-    for *cells, state in path:
-        mark = "" if state == "alive" else ' class="bad"'
-        rows.append(
-            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + f"<td{mark}>{escape(state)}</td></tr>"
-        )
-    names = "".join(f"<th>{name}</th>" for name in ("module", "operation", "shape", "gradient", ""))
-    table = f"<table><caption>{head}</caption>"
-    table += f"<thead><tr>{names}</tr></thead><tbody>{''.join(rows)}</tbody></table>" if rows else "</table>"
-    parts = [f"<p>{_lines(message)}</p>"]
+    heads = "".join(f"<th>{name}</th>" for name in ("module", "operation", "shape", "gradient", ""))
+    body = [_row(step) for step in _elided(path)]
+    parts = [f'<h4>{escape(title)} <span class="{kind}">{escape(verdict)}</span></h4>']
+    parts += [_table("", heads, body)] if body else []
+    parts += [f"<p>{_lines(message)}</p>"]
     parts += [f"<p>{escape(place)}</p><pre>{escape(code)}</pre>" for place, code in blamed]
     parts += [f"<p><b>What to do:</b> {_lines(remedy)}</p>"] if remedy else []
-    return NotebookHTML(f'{_STYLE}<div class="gradcam">{table}{"".join(parts)}</div>')
+    return _page("".join(parts))
+
+
+PathRow = tuple[str, str, str, str, str]
+
+
+def _elided(path: Sequence[PathRow]) -> Iterator[PathRow]:
+    """The steps of a path without the middle of a long part in which nothing changes."""
+    for state, part in groupby(path, key=lambda step: step[-1]):
+        steps = list(part)
+        if len(steps) > 3 * _ENDS:
+            left_out = len(steps) - 2 * _ENDS
+            steps[_ENDS:-_ENDS] = [("...", f"{left_out} steps more", "", "", state)]
+        yield from steps
+
+
+def _row(step: PathRow) -> str:
+    *cells, state = step
+    mark = "" if state == "alive" else ' class="bad"'
+    return f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}<td{mark}>{escape(state)}</td></tr>"
+
+
+def _page(content: str) -> NotebookHTML:
+    return NotebookHTML(f'{_STYLE}<div class="gradcam">{content}</div>')
+
+
+def _table(title: str, heads: str, rows: Sequence[str]) -> str:
+    caption = f"<caption>{escape(title)}</caption>" if title else ""
+    return f"<table>{caption}<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 def _lines(text: str) -> str:
@@ -208,18 +233,14 @@ def _displayable(image: Array) -> Array:
     return np.asarray((pixels * 255).round().astype(np.uint8))
 
 
-def _size_of(columns: Sequence[MapColumn], number: int, picture: Array) -> tuple[int, int]:
-    """`(H, W)` of what is drawn over an image."""
-    maps = (column.maps[number] for column in columns)
-    shape = next((values.shape for values in maps if values is not None), shown_size(picture.shape[:2]))
-    return shape[0], shape[1]
-
-
-def _resized(picture: Array, size: tuple[int, int]) -> Array:
+def _shown(image: Array) -> Array:
+    """An image `(C, H, W)` at the size of its maps: `(H, W, 3)` uint8."""
     from PIL import Image
 
-    smooth = Image.Resampling.BOX if size[0] < picture.shape[0] else Image.Resampling.NEAREST
-    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), smooth))
+    picture = _displayable(image)
+    height, width = shown_size(picture.shape[:2])
+    smooth = Image.Resampling.BOX if height < picture.shape[0] else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(picture).resize((width, height), smooth))
 
 
 def _img(pixels: Array, what: str) -> str:
@@ -230,7 +251,3 @@ def _img(pixels: Array, what: str) -> str:
     data = b64encode(buffer.getvalue()).decode()
     height, width = pixels.shape[:2]
     return f'<img alt="{escape(what)}" width="{width}" height="{height}" src="data:image/png;base64,{data}">'
-
-
-def _missing(text: str, size: Sequence[int]) -> str:
-    return f'<div class="none" style="height:{size[0]}px;width:{size[1]}px"><span>{_lines(text)}</span></div>'

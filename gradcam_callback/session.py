@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from gradcam_callback.engine.layer_listing import ListedLayer
@@ -57,17 +56,6 @@ class Session:
         self._measuring = Measuring(settings, self._prober, self.reporter)
         self._is_open = False
         self._held = 0.0  # seconds of this validation
-
-    @contextmanager
-    def guard(self, run: RunContext, what: str) -> Iterator[None]:
-        """Make an alert of what goes wrong inside, and publish it; see Note [Harmless hooks] in `callback`."""
-        failed = True
-        with self.reporter.guard(run, what):
-            yield
-            failed = False
-        if failed:
-            with self.reporter.guard(run, "The alerts could not be published"):
-                self.reporter.publish(run)
 
     # Before the first step
 

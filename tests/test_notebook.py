@@ -180,6 +180,17 @@ def test_a_diagnosis_is_a_table_with_the_line_and_the_remedy() -> None:
     assert "What to do:" not in healthy
 
 
+def test_a_long_way_without_news_is_cut_short() -> None:
+    layers = [layer for _ in range(12) for layer in (nn.Conv2d(3, 3, 1), nn.LeakyReLU())]
+    torch.manual_seed(0)
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    found = diagnose(model, images(), "0")
+    assert len(found.path) == 26
+    html = found._repr_html_()
+    assert html.count("<tr>") == 1 + 4 + 1 + 4
+    assert "19 steps more" in html
+
+
 HOSTILE = "<img src=x onerror=alert(1)>\"'&"
 
 
