@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -140,6 +141,17 @@ def test_a_summary_writer_of_the_loop_gets_all_and_stays_open(tmp_path: Path) ->
     events = Events.read(tmp_path)
     assert (events.steps(PANEL), events.steps("loss")) == ([1], [2])
     assert len(list(tmp_path.glob("events*"))) == 1
+
+
+def test_a_folder_may_be_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with watching(network(Tensor.detach), "memory://watched", on_null="ignore") as watch:
+        watch.look(1)
+    recording = read_run("memory://watched")
+    assert recording.steps.tolist() == [1]
+    [line] = fsspec.filesystem("memory").cat_file("/watched/gradcam/alerts.jsonl").splitlines()
+    assert json.loads(line)["cause"] == "detached"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_lost_where_nobody_closes(tmp_path: Path) -> None:
