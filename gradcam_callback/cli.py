@@ -216,7 +216,7 @@ def main(args: list[str] | None = None) -> None:
 
     Raises:
         SystemExit: With 0 after a help text; with 2, and a message on stderr, after an option or data that cannot be
-            used. The status of `doctor` is that of `DoctorTrainer.doctor`.
+            used. The status of `doctor` and `check` is told in `DoctorTrainer`.
     """
     _hush_lightning()
     arguments = list(sys.argv[1:] if args is None else args) or ["--help"]
@@ -225,9 +225,9 @@ def main(args: list[str] | None = None) -> None:
     except Exception as error:
         message = _own_message(error)
         if message is None or "JSONARGPARSE_DEBUG" in os.environ:
-            if arguments[0] != "doctor":
+            if arguments[0] not in ("doctor", "check"):
                 raise
-            traceback.print_exc()  # its exit status tells a model that could not be run from one without gradients
+            traceback.print_exc()  # the exit status tells a model that could not be run from one with a finding
             sys.exit(COULD_NOT_RUN)
         print(f"error: {message}\nFor the traceback, set JSONARGPARSE_DEBUG=1.", file=sys.stderr)
         sys.exit(2)
