@@ -7,6 +7,7 @@ import inspect
 from torch import nn
 
 from gradcam_callback.errors import BadInputError
+from gradcam_callback.frameworks import LIGHTNING
 
 FORWARD = "forward"
 
@@ -42,7 +43,7 @@ def _defines_forward(model: nn.Module) -> bool:
 
 def _own_classes(model: nn.Module) -> list[type]:
     """The classes of the model that are its user's."""
-    libraries = ("torch.", "lightning.", "pytorch_lightning.", "builtins")
+    libraries = ("torch.", *LIGHTNING, "builtins")
     return [kind for kind in type(model).__mro__ if not f"{kind.__module__}.".startswith(libraries)]
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lightning.pytorch import LightningModule, Trainer
-
 from gradcam_callback.execution.probe_pass import ProbePassResult
+from gradcam_callback.lightning_api import LightningModule, Trainer
 from gradcam_callback.prober import Prober
 from gradcam_callback.probes import ProbeSet
 from gradcam_callback.probes.regions import find_regions

@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-
 from gradcam_callback import trainer_context
 from gradcam_callback.engine.batch_rows import map_tensors
 from gradcam_callback.execution.processes import ProcessGroup
+from gradcam_callback.lightning_api import LightningModule, Trainer
 from gradcam_callback.probes import CaptureContext, ProbeCollector, ProbeSample, ProbeSet, ProbeSource
 
 # So many images at most are enough to see whether a gradient is there.

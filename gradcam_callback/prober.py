@@ -8,8 +8,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
-from lightning.pytorch import LightningModule, Trainer
-
 from gradcam_callback import entry_point, trainer_context
 from gradcam_callback.diagnosis.diagnoser import diagnose
 from gradcam_callback.engine.faithfulness import forward_passes
@@ -23,6 +21,7 @@ from gradcam_callback.engine.targets import Target, Task, bind
 from gradcam_callback.execution.faithfulness_pass import FaithfulnessPass, check_faithfulness
 from gradcam_callback.execution.probe_pass import ProbePass, ProbePassResult
 from gradcam_callback.execution.processes import ProcessGroup
+from gradcam_callback.lightning_api import LightningModule, Trainer
 from gradcam_callback.measures import Array
 from gradcam_callback.probes import ProbeSet, forward_inputs
 from gradcam_callback.reporting.panel import Panel

@@ -8,11 +8,11 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 
 from gradcam_callback import trainer_context
 from gradcam_callback.errors import BadInputError, ForwardFailedError, GradientNullError
 from gradcam_callback.execution.probe_pass import ProbePassResult
+from gradcam_callback.lightning_api import LightningModule, Trainer
 from gradcam_callback.reporting import findings
 from gradcam_callback.reporting.alert_reporter import AlertReporter
 from gradcam_callback.reporting.alerts import Finding

@@ -6,15 +6,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
-
 from gradcam_callback import trainer_context
 from gradcam_callback.engine.layer_listing import ListedLayer
 from gradcam_callback.engine.layers import AUTO
 from gradcam_callback.engine.sanity import Progress, SanityResult
 from gradcam_callback.errors import BadInputError, UnknownSpaceError
 from gradcam_callback.execution.probe_pass import ProbePassResult
+from gradcam_callback.lightning_api import LightningModule, Trainer, TrainerFn
 from gradcam_callback.measuring import Measuring
 from gradcam_callback.notices import notices_of
 from gradcam_callback.probe_capture import ProbeCapture
