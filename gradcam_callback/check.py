@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -16,6 +15,7 @@ from rich.text import Text
 
 from gradcam_callback.callback import GradCAMCallback
 from gradcam_callback.engine.sanity import THRESHOLD, LayerSanity, SanityResult, Stage
+from gradcam_callback.lightning_api import LightningModule, Trainer
 
 _BAR = 20  # characters
 

@@ -19,11 +19,17 @@ from typing import Any, NoReturn
 
 import docstring_parser
 from jsonargparse import ActionConfigFile, DefaultHelpFormatter  # type: ignore[attr-defined]  # exported all the same
-from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from gradcam_callback import GradCAMCallback, pages, report
 from gradcam_callback.doctor import COULD_NOT_RUN, DoctorTrainer, examine_program
+from gradcam_callback.lightning_api import (
+    PACKAGE,
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    LightningDataModule,
+    LightningModule,
+)
 from gradcam_callback.reporting.terminal import print_markdown
 
 CALLBACK = "gradcam_callback.GradCAMCallback"
@@ -274,7 +280,7 @@ def _raised_in(error: BaseException) -> str:
 def _hush_lightning() -> None:
     """Leave out what Lightning says about its own code, and about packages that could be installed beside it."""
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated", category=FutureWarning)
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger = logging.getLogger(f"{PACKAGE}.utilities.rank_zero")
     logger.addFilter(_is_no_tip)
 
 
