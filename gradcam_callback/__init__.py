@@ -95,6 +95,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name == "GradCAMCallback":  # each time: the program may have imported another package of Lightning since
+        return import_module(f"{__name__}.lightning_api").inherit(value)
     globals()[name] = value
     return value
 

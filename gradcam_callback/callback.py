@@ -15,12 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any, TypeVar, cast
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-
 from gradcam_callback.engine.layer_listing import ListedLayer
 from gradcam_callback.engine.layers import AUTO
 from gradcam_callback.engine.sanity import Progress, SanityResult
 from gradcam_callback.engine.targets import Task
+from gradcam_callback.lightning_api import Callback, LightningModule, Trainer
 from gradcam_callback.options import OnNull, PanelOption, Scale, TargetOption
 from gradcam_callback.probes import ProbeSet, ProbeSource
 from gradcam_callback.reporting.alerts import Alert

@@ -21,11 +21,17 @@ from typing import Any, NoReturn
 
 import docstring_parser
 from jsonargparse import ActionConfigFile, DefaultHelpFormatter  # type: ignore[attr-defined]  # exported all the same
-from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from gradcam_callback import GradCAMCallback, pages, report
 from gradcam_callback.doctor import COULD_NOT_RUN, DoctorTrainer, examine_program
+from gradcam_callback.lightning_api import (
+    PACKAGE,
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    LightningDataModule,
+    LightningModule,
+)
 from gradcam_callback.reporting.terminal import print_markdown
 
 CALLBACK = "gradcam_callback.GradCAMCallback"
@@ -226,7 +232,7 @@ def main(args: list[str] | None = None) -> None:
 
     Raises:
         SystemExit: With 0 after a help text; with 2, and a message on stderr, after an option or data that cannot be
-            used. The status of `doctor` is that of `DoctorTrainer.doctor`.
+            used. The status of `doctor` and `check` is told in `DoctorTrainer`.
     """
     _hush_lightning()
     arguments = list(sys.argv[1:] if args is None else args) or ["--help"]
@@ -235,9 +241,9 @@ def main(args: list[str] | None = None) -> None:
     except Exception as error:
         message = _own_message(error)
         if message is None or "JSONARGPARSE_DEBUG" in os.environ:
-            if arguments[0] not in ("doctor", "explain"):
+            if arguments[0] not in ("doctor", "check", "explain"):
                 raise
-            traceback.print_exc()  # its exit status tells a model that could not be run from one without gradients
+            traceback.print_exc()  # the exit status tells a model that could not be run from one with a finding
             sys.exit(COULD_NOT_RUN)
         print(f"error: {message}\nFor the traceback, set JSONARGPARSE_DEBUG=1.", file=sys.stderr)
         sys.exit(2)
@@ -307,7 +313,7 @@ def _raised_in(error: BaseException) -> str:
 def _hush_lightning() -> None:
     """Leave out what Lightning says about its own code, and about packages that could be installed beside it."""
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated", category=FutureWarning)
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger = logging.getLogger(f"{PACKAGE}.utilities.rank_zero")
     logger.addFilter(_is_no_tip)
 
 

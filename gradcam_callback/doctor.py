@@ -16,14 +16,20 @@ from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.loggers.logger import DummyLogger
-
 from gradcam_callback.callback import GradCAMCallback
 from gradcam_callback.check import check_weights, print_checks
 from gradcam_callback.engine.layer_listing import ListedLayer
 from gradcam_callback.errors import BadInputError, ForwardFailedError
 from gradcam_callback.explaining import Explanation, explain, new_folder, take_files
+from gradcam_callback.lightning_api import (
+    Callback,
+    DummyLogger,
+    LightningDataModule,
+    LightningModule,
+    Trainer,
+    each,
+    installed,
+)
 from gradcam_callback.progress import progress_bar
 from gradcam_callback.reporting.terminal import Report, merge_targets, print_layers, print_reports
 
@@ -158,23 +164,10 @@ def examine_program(command: Sequence[str], *, as_json: bool) -> NoReturn:
     """
     examined: list[list[Report]] = []
 
-    @functools.wraps(Trainer.fit)
-    def examine_instead(
-        self: Trainer,
-        model: LightningModule,
-        train_dataloaders: Any = None,
-        val_dataloaders: Any = None,
-        datamodule: LightningDataModule | None = None,
-        **options: Any,
-    ) -> NoReturn:
-        if isinstance(train_dataloaders, LightningDataModule):
-            datamodule = train_dataloaders
-        callbacks = _callbacks_of(self) or [GradCAMCallback()]
-        examined.append(examine(self, callbacks, model, val_dataloaders, datamodule=datamodule, **options))
-        raise SystemExit
-
     ended: object = None
-    with _stdout_for_reports(as_json), _replaced(Trainer, "fit", examine_instead):
+    with _stdout_for_reports(as_json) as stack:
+        for package in installed():
+            stack.enter_context(_replaced(package.Trainer, "fit", _examining(package.Trainer.fit, examined)))
         try:
             _run(command)
         except SystemExit as end:
@@ -186,6 +179,27 @@ def examine_program(command: Sequence[str], *, as_json: bool) -> NoReturn:
             "training, e.g. `gradcam-callback doctor train.py fit --config config.yaml`."
         )
     _conclude(examined[0], as_json)
+
+
+def _examining(fit: Callable[..., Any], examined: list[list[Report]]) -> Callable[..., NoReturn]:
+    """What takes the place of `Trainer.fit`."""
+
+    @functools.wraps(fit)
+    def examine_instead(
+        self: Trainer,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        **options: Any,
+    ) -> NoReturn:
+        if isinstance(train_dataloaders, each(LightningDataModule)):
+            datamodule = train_dataloaders
+        callbacks = _callbacks_of(self) or [GradCAMCallback()]
+        examined.append(examine(self, callbacks, model, val_dataloaders, datamodule=datamodule, **options))
+        raise SystemExit
+
+    return examine_instead
 
 
 def examine(

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from gradcam_callback.errors import BadInputError
+from gradcam_callback.frameworks import LIGHTNING
 
 FORWARD = "forward"
 
@@ -43,7 +44,7 @@ def _defines_forward(model: nn.Module) -> bool:
 
 def _own_classes(model: nn.Module) -> list[type]:
     """The classes of the model that are its user's."""
-    libraries = ("torch.", "lightning.", "pytorch_lightning.", "builtins")
+    libraries = ("torch.", *LIGHTNING, "builtins")
     return [kind for kind in type(model).__mro__ if not f"{kind.__module__}.".startswith(libraries)]
 
 

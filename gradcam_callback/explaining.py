@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from lightning.pytorch import LightningModule, Trainer
-
 from gradcam_callback.callback import GradCAMCallback
 from gradcam_callback.engine.targets import Annotations, Target, as_target, bind
 from gradcam_callback.errors import BadInputError, GradientNullError
+from gradcam_callback.lightning_api import LightningModule, Trainer
 from gradcam_callback.probes import ImageProbes
 from gradcam_callback.report import write_report
 from gradcam_callback.reporting.sinks.files import AlertFile, PanelFiles, RecordingFile

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,20 +12,28 @@ from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
-from lightning.pytorch.trainer.states import RunningStage, TrainerFn
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from gradcam_callback import entry_point
 from gradcam_callback.engine.replica import ReplicaOptions, copy_structure, isolated
 from gradcam_callback.execution.processes import ProcessGroup
+from gradcam_callback.lightning_api import (
+    CombinedLoader,
+    DDPStrategy,
+    DeepSpeedStrategy,
+    DummyLogger,
+    FSDPStrategy,
+    LightningDataModule,
+    LightningModule,
+    Logger,
+    RichProgressBar,
+    TensorBoardLogger,
+    Trainer,
+    TrainerFn,
+    each,
+    overrides,
+)
 from gradcam_callback.probes import CaptureContext
 from gradcam_callback.reporting.sinks.files import AlertFile, PanelFiles, RecordingFile, run_folder
 from gradcam_callback.reporting.sinks.sink import Sink
@@ -41,16 +50,16 @@ def processes_of(trainer: Trainer) -> ProcessGroup:
     processes, they all take part in every pass, because some shard the weights (FSDP2, tensor parallelism).
     """
     strategy = trainer.strategy
-    whole = isinstance(strategy, DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy)
+    whole = isinstance(strategy, each(DDPStrategy)) and not isinstance(strategy, each(DeepSpeedStrategy))
     return ProcessGroup(trainer.global_rank, trainer.world_size, sharded=not whole and trainer.world_size > 1)
 
 
 def unsupported_reason(trainer: Trainer) -> str | None:
     """Why there can be no maps under the trainer's strategy; None where there can be."""
     strategy = trainer.strategy
-    if isinstance(strategy, FSDPStrategy):
+    if isinstance(strategy, each(FSDPStrategy)):
         return "FSDPStrategy keeps the weights of several layers in one flat parameter"
-    if isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3:
+    if isinstance(strategy, each(DeepSpeedStrategy)) and strategy.zero_stage_3:
         return "DeepSpeedStrategy in stage 3 takes the weights of each layer apart"
     return None
 
@@ -133,7 +142,7 @@ class TrainerContext(RunContext):
     def shows_progress(self) -> bool:
         """Where the Trainer shows one; but not beside rich's, since of two that move the cursor neither can be read."""
         bar = self.trainer.progress_bar_callback
-        return self.is_global_zero and bar is not None and not isinstance(bar, RichProgressBar)
+        return self.is_global_zero and bar is not None and not isinstance(bar, each(RichProgressBar))
 
     def forward_context(self) -> AbstractContextManager[Any]:
         """That of the precision plugin."""
@@ -190,7 +199,8 @@ class TrainerView:
         mute = DummyLogger()
         state = copy.copy(trainer.state)
         # A probe pass before the first training step is a validation, too: many models ask for that in `forward`.
-        state.stage = RunningStage.TESTING if trainer.testing else RunningStage.VALIDATING
+        stages = sys.modules[type(state).__module__].RunningStage  # of the same package of Lightning
+        state.stage = stages.TESTING if trainer.testing else stages.VALIDATING
         vars(self).update(
             _trainer=trainer,
             state=state,
@@ -225,7 +235,7 @@ def replica_options(trainer: Trainer, method: str = entry_point.FORWARD) -> Repl
         experiment = getattr(logger, "_experiment", None)  # `logger.experiment` would make one
         if experiment is not None:
             substitutes.append((experiment, DummyLogger().experiment))
-    shared = (Trainer, LightningDataModule, Logger)
+    shared = (*each(Trainer), *each(LightningDataModule), *each(Logger))
     prepare = partial(entry_point.adapt, name=method)
     return ReplicaOptions(substitutes=tuple(substitutes), shared_types=shared, prepare=prepare)
 
@@ -244,9 +254,9 @@ def batch_hooks(trainer: Trainer, pl_module: LightningModule) -> Callable[[Any],
 
 def _hook_owner(name: str, pl_module: LightningModule, datamodule: LightningDataModule | None) -> Any:
     """The object whose hook Lightning runs: the data module's comes first."""
-    if datamodule is not None and is_overridden(name, datamodule, LightningDataModule):
+    if datamodule is not None and overrides(datamodule, name, LightningDataModule):
         return datamodule
-    return pl_module if is_overridden(name, pl_module, LightningModule) else None
+    return pl_module if overrides(pl_module, name, LightningModule) else None
 
 
 def _apply_batch_hooks(
@@ -279,7 +289,7 @@ def open_sinks(trainer: Trainer) -> list[Sink]:
     directory = trainer.log_dir or trainer.default_root_dir
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return []
-    board = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
+    board = next((logger for logger in trainer.loggers if isinstance(logger, each(TensorBoardLogger))), None)
     if board is not None:
         return [TensorBoardSink(board.experiment), AlertFile(board.log_dir)]
     if trainer not in _FOLDERS:
@@ -318,6 +328,6 @@ def log_scalars(trainer: Trainer, pl_module: LightningModule, scalars: dict[str,
 
 
 def _log_to(trainer: Trainer, logger: Logger, scalars: dict[str, float]) -> None:
-    if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+    if isinstance(logger, each(TensorBoardLogger)) and trainer.is_global_zero:
         ensure_space_in_events(logger.experiment)
     logger.log_metrics(scalars, step=trainer.global_step)

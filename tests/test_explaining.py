@@ -162,6 +162,17 @@ def test_an_option_that_cannot_be_is_said(
     assert said in capsys.readouterr().err
 
 
+def test_any_other_failure_ends_with_two_and_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no such device")
+
+    monkeypatch.setattr("gradcam_callback.demo.data.ClutteredMNISTData.setup", fail)
+    assert explain("--config", str(CONFIGS / "demo.yaml")) == 2
+    assert "OSError: no such device" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("given", "taken"),
     [
