@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from gradcam_callback import trainer_context
@@ -38,25 +39,54 @@ class Session:
         settings: The options of the callback.
         memory: What outlives the run. Its alerts and results are what the callback shows.
         earlier: The sessions of the callbacks of this kind that come before this one in the trainer.
+        refuses: Whether an option that turns out impossible ends the run; otherwise the run goes on without maps.
 
     Attributes:
         awaits_dry_run: Whether nothing was explained yet, and a training is about to begin.
+        is_open: Whether it is known where to write.
         reporter: Of what is found.
     """
 
-    def __init__(self, settings: Settings, memory: Memory, earlier: Sequence[Session] = ()) -> None:
+    def __init__(
+        self, settings: Settings, memory: Memory, earlier: Sequence[Session] = (), *, refuses: bool = True
+    ) -> None:
         self.awaits_dry_run = False
         self.reporter = RunReporter(settings, memory)
         self._settings = settings
         self._memory = memory
         self._earlier = earlier
+        self._refuses = refuses
         self._prober = Prober(settings)
         self._schedule = PanelSchedule(settings.panels)
         self._capture = ProbeCapture(settings.source, self._prober.capture_options)
         self._probes: ProbeSet | None = None
         self._measuring = Measuring(settings, self._prober, self.reporter)
-        self._is_open = False
+        self.is_open = False
+        self._has_given_up = False
         self._held = 0.0  # seconds of this validation
+
+    @contextmanager
+    def guard(self, trainer: Trainer, what: str) -> Iterator[None]:
+        """Make an alert of what goes wrong inside; see Note [Harmless hooks] in `callback`."""
+        with self.reporter.guard(trainer, what):
+            try:
+                yield
+            except BadInputError as error:
+                if not self._accepts(trainer, error):
+                    raise
+
+    def _accepts(self, trainer: Trainer, error: Exception) -> bool:
+        """Whether an error says why there are no maps, and the run goes on without."""
+        if self._refuses or not isinstance(error, BadInputError):
+            return False
+        self._give_up(trainer, str(error))
+        return True
+
+    def _give_up(self, trainer: Trainer, reason: str) -> None:
+        """Go on without maps."""
+        self._has_given_up, self.awaits_dry_run, self._probes = True, False, None
+        self._capture.drop()
+        self.reporter.record(trainer, ["run"], [findings.no_maps(reason)])
 
     # Before the first step
 
@@ -71,9 +101,9 @@ class Session:
 
     def open(self, trainer: Trainer) -> None:
         """Find out where to write, and take up what a checkpoint holds of the training that goes on."""
-        if self._is_open:
+        if self.is_open:
             return
-        self._is_open = True
+        self.is_open = True
         fits = trainer.state.fn == TrainerFn.FITTING
         if fits:
             self._memory.resume()
@@ -82,23 +112,21 @@ class Session:
         reason = trainer_context.unsupported_reason(trainer)
         if reason is not None:
             self.reporter.record(trainer, ["strategy"], [findings.unsupported_strategy(reason)])
-        self.awaits_dry_run = fits and reason is None and trainer.enable_validation
+        elif fits and not trainer.enable_validation:
+            self._give_up(trainer, findings.NO_VALIDATION)
+        self.awaits_dry_run = fits and reason is None and not self._has_given_up
         self.reporter.publish(trainer)
 
     def preview(self, trainer: Trainer, pl_module: LightningModule, batch: Any, dataloader_idx: int | None) -> None:
-        """Copy images for the dry run out of a batch.
-
-        Raises:
-            BadInputError: There are no images where the options say, in a batch of a validation loader.
-        """
+        """Copy images for the dry run out of a batch."""
         self._capture.preview(trainer, pl_module, batch, dataloader_idx)
 
     def dry_run(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Explain the images of the first batch there is, before anything is trained, and write nothing of it.
 
         Raises:
-            BadInputError: An option turns out impossible: a class that does not exist, logits that cannot be found,
-                labels or regions that are not there, statistics for other channels.
+            BadInputError: An option turns out impossible: there are no images where the options say, no such class,
+                no logits that can be found, no such labels or regions, statistics for other channels.
             GradientNullError: There is a null, and `on_null` is "raise".
         """
         probes = self._capture.take_preview(trainer) if self.awaits_dry_run else None
@@ -116,7 +144,8 @@ class Session:
         except Exception as error:
             if isinstance(error, BadInputError) and not isinstance(error, UnknownSpaceError):
                 raise
-            self.reporter.record_failure(trainer, error, self._prober.titles(probes))
+            if not self._accepts(trainer, error):
+                self.reporter.record_failure(trainer, error, self._prober.titles(probes))
         self.reporter.publish(trainer)
 
     # Probes
@@ -129,7 +158,8 @@ class Session:
     def start_collecting(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to capture the probes, where there are none yet."""
         self._held = 0.0
-        if self._probes is None and trainer_context.unsupported_reason(trainer) is None:
+        is_possible = not self._has_given_up and trainer_context.unsupported_reason(trainer) is None
+        if self._probes is None and is_possible:
             resumes = trainer.state.fn == TrainerFn.FITTING
             self._capture.start(trainer, pl_module, self._memory.training.get("indices") if resumes else None)
 
@@ -148,7 +178,10 @@ class Session:
             if len(probes):
                 self._prober.targets(probes)
         except Exception as error:
-            return self.reporter.record(trainer, ["probes"], [findings.failed("probes", "There are no probes", error)])
+            if not self._accepts(trainer, error):
+                failed = findings.failed("probes", "There are no probes", error)
+                self.reporter.record(trainer, ["probes"], [failed])
+            return
         if len(probes) == 0 and not probes.missing:
             return self.reporter.notice(trainer, "No sample passed in the validation, so there are no probes yet.")
         found = [findings.probes_missing(probes.missing)] if probes.missing else []
@@ -174,7 +207,7 @@ class Session:
         started = time.perf_counter()
         self.open(trainer)
         self._finish_capture(trainer)
-        if not self._is_due(trainer):
+        if self._has_given_up or not self._is_due(trainer):
             return self.reporter.publish(trainer)
         maps = len(self.layers) * len(self._prober.titles(self._probes))
         if self._probes is None:
@@ -199,6 +232,8 @@ class Session:
             self.reporter.record(trainer, ["callback"], [])
         except Exception as error:
             self._schedule.forget()
+            if self._accepts(trainer, error):
+                return self.reporter.publish(trainer)
             self.reporter.record_failure(trainer, error, self._prober.titles(self._probes))
         scalars[self._tags(trainer).seconds] = self._held + time.perf_counter() - started
         self.reporter.log_scalars(trainer, pl_module, scalars)
