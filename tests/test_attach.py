@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import os
@@ -33,13 +34,6 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
     for name in (factory.ATTACH, factory.CONFIG):
         monkeypatch.delenv(name, raising=False)
-
-
-def attach(*args: str, program: str) -> subprocess.CompletedProcess[str]:
-    """Run `gradcam-callback attach ARGS -- python PROGRAM` here."""
-    name, *rest = program.split()
-    command = [str(COMMAND), "attach", *args, "--", sys.executable, str(PROGRAMS / name), *rest]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 def trainer(folder: Path, *callbacks: Callback, **settings: Any) -> Trainer:
@@ -260,38 +254,12 @@ def test_a_score_of_the_programs_own_is_found_beside_it(tmp_path: Path, monkeypa
 # Programs, unchanged
 
 
-def test_a_program_is_run_as_it_is(tmp_path: Path) -> None:
-    done = attach("--probes", "4", "--target", "[predicted, label]", program="classifier.py --status 7")
-    assert done.returncode == 7, done.stderr
-    assert done.stderr.count(SAID) == 1
-    events = Events.read(tmp_path / "lightning_logs" / "version_0")
-    assert events.steps("gradcam/network.5") == [6, 12, 18, 24, 30, 36]
-    assert events.values("gradcam/null_gradients") == [0] * 6
-    assert events.values("val_accuracy")[-1] > 0.9
-
-    alone = subprocess.run(
-        [sys.executable, str(PROGRAMS / "classifier.py")], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == alone.stdout  # the same weights to the last bit
-    assert Events.read(tmp_path / "lightning_logs" / "version_1").ours() == set()
-
-
-def test_the_program_takes_the_place_of_the_command() -> None:
-    script = "import json, os; print(os.getpid(), json.loads(os.environ['GRADCAM_CALLBACK_CONFIG']))"
-    command = [str(COMMAND), "attach", "--probes=2", "--", sys.executable, "-c", script]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        printed = process.communicate()[0]
-    assert printed == f"{process.pid} {{'probes': 2}}\n"  # so that signals, and its end, are the program's own
-
-
-def by_environment(program: str, config: str = "{probes: 4, target: [predicted, label]}") -> str:
-    """Run a program with the variables that `attach` would set."""
+def attach(*args: str, program: str) -> tuple[subprocess.Popen[str], str, str]:
+    """Run `gradcam-callback attach ARGS -- python PROGRAM` here: the process, and what it has printed."""
     name, *rest = program.split()
-    environment = {**os.environ, factory.CONFIG: config}
-    command = [sys.executable, str(PROGRAMS / name), *rest]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    command = [str(COMMAND), "attach", *args, "--", sys.executable, str(PROGRAMS / name), *rest]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        return process, *process.communicate()
 
 
 def panels_of(folder: Path) -> dict[str, list[int]]:
@@ -300,64 +268,75 @@ def panels_of(folder: Path) -> dict[str, list[int]]:
     return {tag: events.steps(tag) for tag in events.images}
 
 
-@pytest.mark.parametrize(
-    ("program", "config", "expected"),
-    [
-        ("command_line.py fit --trainer.max_epochs=2 --trainer.accelerator=cpu", None, {"gradcam/network.5": [3, 6]}),
-        ("timm_network.py", None, {"gradcam/model.layer4": [3, 6]}),
-        ("transformers_network.py", None, {"gradcam/model.vit.layers.0": [12, 24, 36, 48]}),
-        ("segmentation.py", "{target: {segmentation: predicted}}", {"gradcam/up": [3, 6, 9, 12]}),
-    ],
-    ids=["LightningCLI", "timm", "transformers", "segmentation"],
-)
-def test_programs_of_several_kinds(
-    program: str, config: str | None, expected: dict[str, list[int]], tmp_path: Path
-) -> None:
-    pytest.importorskip(program.partition("_")[0]) if "_network" in program else None
-    stderr = by_environment(program, *([config] if config else []))
-    assert SAID in stderr
-    assert "Warning: There are no" not in stderr
-    assert panels_of(tmp_path) == expected
+def test_a_program_takes_the_place_of_the_command(tmp_path: Path) -> None:
+    process, printed, errors = attach("--target", "[predicted, label]", program="classifier.py --status 7")
+    assert process.returncode == 7, errors
+    assert printed.splitlines()[-1] == str(process.pid)  # so that signals are the program's own
+    assert errors.count(SAID) == 1
+    assert panels_of(tmp_path) == {"gradcam/network.5": [6, 12, 18, 24, 30, 36]}
+    assert Events.read(tmp_path / "lightning_logs" / "version_0").values("val_accuracy")[-1] > 0.9
 
 
-REASONS = {
-    "text": "the batch has the keys 'input_ids', 'labels'",
-    "text_without_forward": "TextWithoutForward defines no forward",
-    "table": "a tensor (8, 5) of torch.float32",
-    "no_layer": '"auto" found no layer in Module',
-    "no_validation": "the trainer validates nothing",
-    "adversarial": "the trainer validates nothing",
-    "no_sanity_check": "the batch has the keys 'input_ids', 'labels'",
-}
-
-
-def test_trainings_without_a_picture_go_on_as_they_are(tmp_path: Path) -> None:
+def test_programs_of_several_kinds(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
     pytest.importorskip("transformers")
-    runs: list[str] = []
-    for config in ("{}", ""):
-        command = [sys.executable, str(PROGRAMS / "several_trainers.py")]
-        environment = {**os.environ, factory.CONFIG: config}
-        folder = tmp_path / (config or "alone")
-        folder.mkdir()
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
-        runs.append(done.stdout)
-    assert runs[0] == runs[1]  # weights and generators
-    for kind, reason in REASONS.items():
-        [file] = (tmp_path / "{}" / kind).rglob("alerts.jsonl")
-        [alert] = [json.loads(line) for line in file.read_text().splitlines()]
-        assert alert["cause"] == "no_maps"
-        assert reason in alert["message"]
-        events = Events.read(file.parents[1])
-        assert events.ours() == {"gradcam/alerts"}
-        assert events.steps("gradcam/alerts") == [alert["step"]]
-    assert panels_of(tmp_path / "{}" / "images") == {"gradcam/network.5": [3, 6]}
-    assert panels_of(tmp_path / "{}" / "own_callback") == {"gradcam/network.5": [3, 6]}
+    expected = {
+        "command_line": {"gradcam/network.5": [3, 6]},
+        "timm_network": {"gradcam/model.layer4": [3, 6]},
+        "transformers_network": {"gradcam/model.vit.layers.0": [12, 24, 36, 48]},
+        "segmentation": {},
+    }
+    config = "{probes: 4, target: predicted}"
+    command = [sys.executable, str(PROGRAMS / "in_turn.py"), *expected]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, factory.CONFIG: config})
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(SAID) == 1
+    for name in list(expected)[:-1]:
+        assert panels_of(tmp_path / name) == expected[name]
+    [file] = (tmp_path / "segmentation").rglob("alerts.jsonl")
+    [alert] = map(json.loads, file.read_text().splitlines())
+    assert (alert["cause"], "use `target: {segmentation: predicted}`" in alert["message"]) == ("no_maps", True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("text", "the batch has the keys 'input_ids', 'labels'"),
+        ("text_without_forward", "TextWithoutForward defines no forward"),
+        ("table", "a tensor (8, 5) of torch.float32"),
+        ("no_layer", '"auto" found no layer in Module'),
+        ("no_validation", "the trainer validates nothing"),
+        ("adversarial", "the trainer validates nothing"),
+        ("no_sanity_check", "the batch has the keys 'input_ids', 'labels'"),
+        ("own_callback", None),
+        ("images", None),
+    ],
+)
+def test_a_training_goes_on_as_it_is_with_a_picture_or_without(
+    kind: str, reason: str | None, tmp_path: Path, monkeypatch: Environment
+) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.syspath_prepend(PROGRAMS)
+    run = importlib.import_module("several_trainers").run
+    alone = run(kind)
+    (tmp_path / kind).rename("alone")
+    monkeypatch.setenv(factory.ATTACH, "1")
+    assert run(kind) == alone  # to the last bit
+    if reason is None:
+        assert panels_of(tmp_path / kind) == {"gradcam/network.5": [3, 6]}
+        return
+    [file] = (tmp_path / kind).rglob("alerts.jsonl")
+    [alert] = [json.loads(line) for line in file.read_text().splitlines()]
+    assert alert["cause"] == "no_maps"
+    assert reason in alert["message"]
+    events = Events.read(file.parents[1])
+    assert events.ours() == {"gradcam/alerts"}
+    assert events.steps("gradcam/alerts") == [alert["step"]]
 
 
 @pytest.mark.slow
 def test_processes_of_ddp_inherit_it(tmp_path: Path) -> None:
-    done = attach("--probes", "4", program="classifier.py --devices 2")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count(SAID) == 1
+    process, _, errors = attach("--probes", "4", program="classifier.py --devices 2")
+    assert process.returncode == 0, errors
+    assert errors.count(SAID) == 1
     assert panels_of(tmp_path) == {"gradcam/network.5": [3, 6, 9, 12, 15, 18]}

@@ -22,12 +22,15 @@ OTHER = "pytorch_lightning"
 @pytest.mark.parametrize(
     ("package", "settings", "imported"),
     [
-        ("pytorch_lightning", (), ["pytorch_lightning"]),
+        pytest.param("pytorch_lightning", (), ["pytorch_lightning"], marks=pytest.mark.slow),
         ("pytorch_lightning", ("--late",), ["lightning", "pytorch_lightning"]),
         ("pytorch_lightning", ("--hide=lightning", "--late"), ["pytorch_lightning"]),
-        ("lightning.pytorch", ("--hide=pytorch_lightning", "--hide=lightning_fabric"), ["lightning"]),
+        pytest.param(
+            *("lightning.pytorch", ("--hide=pytorch_lightning", "--hide=lightning_fabric"), ["lightning"]),
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["both installed", "ours imported first", "pytorch_lightning alone", "lightning alone"],
+    ids=["both installed", "both, and ours imported first", "pytorch_lightning alone", "lightning alone"],
 )
 def test_a_trainer_of_either_package(
     package: str, settings: tuple[str, ...], imported: list[str], tmp_path: Path

@@ -1,8 +1,9 @@
-"""A classifier, as many write it; ends with the status that it is given."""
+"""A classifier, as many write it; prints the number of its process, and ends with the status that it is given."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 import lightning as L
@@ -44,5 +45,5 @@ if __name__ == "__main__":
     L.seed_everything(0)
     trainer = L.Trainer(max_epochs=6, accelerator="cpu", devices=options.devices, enable_progress_bar=False)
     trainer.fit(Classifier(), batches(48), batches(12))
-    print(f"weights {sum(parameter.double().sum() for parameter in trainer.model.parameters()).item():.17g}")
+    print(os.getpid())
     sys.exit(options.status)
