@@ -77,3 +77,12 @@ def test_a_callback_inherits_once_from_each_package() -> None:
         assert issubclass(lightning_api.inherit(Ours), Callback)
     assert Ours.__bases__.count(Callback) == 1
     assert gradcam_callback.GradCAMCallback is gradcam_callback.callback.GradCAMCallback
+
+
+@pytest.mark.slow
+def test_the_doctor_examines_a_program_of_the_other_package(tmp_path: Path) -> None:
+    pytest.importorskip(OTHER)
+    command = [str(Path(sys.executable).with_name("gradcam-callback")), "doctor", "--json", str(PROGRAM), OTHER]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [report["layer"] for report in json.loads(done.stdout)] == ["body"]
