@@ -20,7 +20,8 @@ from gradcam_callback.reporting.panel import Panel
 from gradcam_callback.reporting.panel_schedule import KeptPanels
 from gradcam_callback.reporting.pass_renderer import PassRenderer
 from gradcam_callback.reporting.recorder import Recorder, SeenProbes
-from gradcam_callback.reporting.sinks.files import PanelFiles
+from gradcam_callback.reporting.sinks.files import PanelFiles, RecordingFile
+from gradcam_callback.reporting.sinks.registry import OpenedSinks
 from gradcam_callback.reporting.sinks.sink import Sink
 from gradcam_callback.reporting.tags import Tags
 from gradcam_callback.results import CAMResult
@@ -36,6 +37,7 @@ class RunReporter:
     """
 
     def __init__(self, settings: Settings, memory: Memory) -> None:
+        self._chosen_sinks = settings.sinks
         self._record_tags = memory.record_tags
         self._alerts = AlertReporter(settings.on_null, source_lines=settings.source_lines, alerts=memory.alerts)
 
@@ -46,19 +48,16 @@ class RunReporter:
 
     def open(self, trainer: Trainer, tags: Tags) -> None:
         """Find out where to write. Every process has to call it."""
-        sinks: list[Sink] = []
+        opened = OpenedSinks()
         try:
-            sinks = trainer_context.open_sinks(trainer)
+            opened = trainer_context.open_sinks(trainer, self._chosen_sinks)
         except Exception as error:
-            reason = f"There is no place to write to: {type(error).__name__}: {error}."
-            self.record(trainer, ["writing"], [findings.not_written([reason])])
+            opened.fail("There is no place to write to", error)
+        self.record(trainer, ["sinks"], findings.not_opened(opened.failures))
         recorder = Recorder(tags, self._record_tags)
         silent = not trainer.is_global_zero
-        self._alerts.open(sinks, alerts_tag=tags.alerts, recorder=recorder, silent=silent)
-        for sink in sinks:
-            if isinstance(sink, PanelFiles):
-                where = f"the Grad-CAM panels and the recording are written under {sink.name}"
-                self.notice(trainer, f"There is no TensorBoardLogger: {where}.")
+        self._alerts.open(opened.sinks, alerts_tag=tags.alerts, recorder=recorder, silent=silent)
+        self.notice(trainer, _where_files_are(opened.sinks))
 
     @property
     def has_news(self) -> bool:
@@ -137,6 +136,16 @@ class RunReporter:
         """Say once, in the log, what is no alarm; nothing where the text is empty."""
         if text and trainer.is_global_zero:
             self._alerts.notice(text)
+
+
+def _where_files_are(sinks: Sequence[Sink]) -> str:
+    """Where the recording is, if no TensorBoardLogger has it; empty otherwise."""
+    folders = [sink.name for sink in sinks if isinstance(sink, RecordingFile)]
+    if not folders:
+        return ""
+    has_panels = any(isinstance(sink, PanelFiles) for sink in sinks)
+    what = "the Grad-CAM panels and the recording are" if has_panels else "the recording of the Grad-CAM maps is"
+    return f"There is no TensorBoardLogger: {what} written under {folders[0]}."
 
 
 def warn_of(what: str, error: Exception) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
@@ -23,8 +23,15 @@ from gradcam_callback import entry_point
 from gradcam_callback.engine.replica import ReplicaOptions, copy_structure, isolated
 from gradcam_callback.execution.processes import ProcessGroup
 from gradcam_callback.reporting.sinks.files import AlertFile, PanelFiles, RecordingFile, run_folder
-from gradcam_callback.reporting.sinks.sink import Sink
-from gradcam_callback.reporting.sinks.tensorboard import TensorBoardSink, ensure_space_in_events
+from gradcam_callback.reporting.sinks.registry import (
+    TENSORBOARD,
+    ChosenSink,
+    OpenedSinks,
+    add_logger_sinks,
+    is_logger,
+)
+from gradcam_callback.reporting.sinks.sink import Sink, SinkContext
+from gradcam_callback.reporting.sinks.tensorboard import ensure_space_in_events
 
 _BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
@@ -122,9 +129,10 @@ def replica_options(trainer: Trainer, method: str = entry_point.FORWARD) -> Repl
     substitutes: list[tuple[Any, Any]] = [(trainer, TrainerView(trainer))]
     for logger in trainer.loggers:
         substitutes.append((logger, DummyLogger()))
-        experiment = getattr(logger, "_experiment", None)  # `logger.experiment` would make one
-        if experiment is not None:
-            substitutes.append((experiment, DummyLogger().experiment))
+        for name in ("_experiment", "_mlflow_client"):  # `logger.experiment` would make one
+            experiment = getattr(logger, name, None)
+            if experiment is not None:
+                substitutes.append((experiment, DummyLogger().experiment))
     shared = (Trainer, LightningDataModule, Logger)
     prepare = partial(_prepare, method)
     return ReplicaOptions(substitutes=tuple(substitutes), shared_types=shared, prepare=prepare)
@@ -182,28 +190,50 @@ def _apply_batch_hooks(
 _FOLDERS: WeakKeyDictionary[Trainer, str] = WeakKeyDictionary()  # a run keeps its folder in all its stages
 
 
-def open_sinks(trainer: Trainer) -> list[Sink]:
-    """Where panels and alerts go; none where this process has nothing to write.
+def open_sinks(trainer: Trainer, chosen: Sequence[ChosenSink] = ()) -> OpenedSinks:
+    """Where panels, alerts and the recording go; nowhere where this process has nothing to write.
 
-    Every process has to call it: asking for the log directory is a collective call.
+    The recording is always in a folder, so that the viewer has it beside whatever logger. Every process has to call it:
+    asking for the log directory is a collective call.
+
+    Args:
+        trainer: The Trainer.
+        chosen: Sinks that the options ask for.
     """
-    directory = trainer.log_dir or trainer.default_root_dir
+    directory = str(trainer.log_dir or trainer.default_root_dir)
+    opened = OpenedSinks()
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return []
-    board = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
-    if board is not None:
-        return [TensorBoardSink(board.experiment), AlertFile(board.log_dir)]
-    if trainer not in _FOLDERS:
-        _FOLDERS[trainer] = _files_folder(trainer.logger, str(directory))
-    folder = _FOLDERS[trainer]
-    return [RecordingFile(folder), PanelFiles(folder), AlertFile(folder)]
+        return opened
+    # TensorBoard's come first: at the end of the run the others read its event file.
+    loggers = sorted(trainer.loggers, key=lambda logger: not is_logger(logger, TENSORBOARD))
+    folder, files = directory, list[Callable[[str], Sink]]()
+    try:
+        folder = _run_folder(trainer, loggers, directory)
+        files.append(AlertFile)
+    except Exception as error:  # the loggers may have another place
+        opened.fail("There is no place to write to", error)
+    add_logger_sinks(opened, loggers, folder, chosen)
+    if files and not (loggers and is_logger(loggers[0], TENSORBOARD)):
+        files += [RecordingFile] if opened.sinks else [RecordingFile, PanelFiles]
+    for file in files:
+        opened.add(folder, partial(file, folder))
+    for one in chosen:
+        if one.logger is None:
+            opened.add(one.text, partial(one.make, SinkContext(None, folder)))
+    return opened
 
 
-def _files_folder(logger: Logger | None, directory: str) -> str:
+def _run_folder(trainer: Trainer, loggers: Sequence[Logger], directory: str) -> str:
     """A folder that belongs to this run alone."""
-    if logger is None:
-        return run_folder(directory)
-    return directory if hasattr(logger, "log_dir") else run_folder(directory, logger.name, logger.version)
+    for logger in loggers:
+        own = getattr(logger, "log_dir", None)
+        if own:
+            return str(own)
+    if trainer.logger is not None:
+        return run_folder(directory, trainer.logger.name, trainer.logger.version)
+    if trainer not in _FOLDERS:
+        _FOLDERS[trainer] = run_folder(directory)
+    return _FOLDERS[trainer]
 
 
 def log_scalars(trainer: Trainer, pl_module: LightningModule, scalars: dict[str, float]) -> list[Exception]:
@@ -229,6 +259,6 @@ def log_scalars(trainer: Trainer, pl_module: LightningModule, scalars: dict[str,
 
 
 def _log_to(trainer: Trainer, logger: Logger, scalars: dict[str, float]) -> None:
-    if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-        ensure_space_in_events(logger.experiment)
+    if is_logger(logger, TENSORBOARD) and trainer.is_global_zero:
+        ensure_space_in_events(logger.experiment)  # type: ignore[attr-defined]
     logger.log_metrics(scalars, step=trainer.global_step)
