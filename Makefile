@@ -43,7 +43,7 @@ test: $(VENV)/.ready  ## Run the tests (under ten minutes on two cores)
 test-all: $(VENV)/.ready  ## Run the slow tests too
 	$(BIN)/python -m pytest -n 2 -m 'not gpu and not coverage'
 
-test-stores: $(VENV)/.ready  ## Run the tests of MLflow in a database and of runs in an object store
+test-stores: $(VENV)/.ready  ## Run the tests with MLflow in a database, ClearML and an object store
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[stores]'
 	$(BIN)/python -m pytest -m 'slow or not slow' tests/test_loggers.py tests/test_remote_folders.py
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -90,12 +91,12 @@ IMAGE_FIELDS = {"width", "height", "size"}
 
 def read_mlflow(client: Any, run_id: str) -> Stored:
     """A run, read with a client of MLflow."""
-    paths = sorted(_artifacts(client, run_id, ""), key=lambda path: path.rpartition("+timestamp+")[2])
+    paths = sorted(_artifacts(client, run_id, ""), key=lambda path: re.split("[+%]timestamp[+%]", path)[-1])
     files = {path: Path(client.download_artifacts(run_id, path)).read_bytes() for path in paths}
     images: dict[str, list[tuple[int, bytes]]] = {}
     for path, content in files.items():
         if path.startswith("images/") and path.endswith(".png"):
-            name, _, step, *_ = path.removeprefix("images/").replace("~", "/").split("+")
+            name, _, step, *_ = re.split("[+%]", path.removeprefix("images/"))
             images.setdefault(name, []).append((int(step), content))
     alerts = [
         (int(path.rpartition("/step-")[2].split()[0]), content.decode())

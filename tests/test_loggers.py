@@ -64,7 +64,7 @@ class Service:
 
     def tag(self, tag: str) -> str:
         """What a panel is called there."""
-        return f"{tag}.png" if self.name == "comet" else tag
+        return {"wandb": tag, "mlflow": tag.replace("/", "-"), "comet": f"{tag}.png"}[self.name]
 
 
 @pytest.fixture(autouse=True)
@@ -255,7 +255,7 @@ def test_what_names_of_mlflow_cannot_hold_is_replaced(run: MakeRun, tmp_path: Pa
     fit = run(cb(f"{LAYER}#-1"), detached(), logger=logger, max_epochs=1).fit()
     assert [str(alert.cause) for alert in fit.callback.alerts] == ["detached"]
     stored = service.read(logger)
-    assert set(stored.images) == {f"{PANEL}--1"}
+    assert set(stored.images) == {f"gradcam-{LAYER}--1"}
     assert len(stored.alerts) == 1
 
 
@@ -269,6 +269,40 @@ def test_mlflow_in_a_database(run: MakeRun, tmp_path: Path) -> None:
     fit = run(cb(), logger=[logger, board], max_epochs=10).fit()
     assert fit.alerts == []
     assert_panels(service.read(logger), service, fit, [STEPS * epoch for epoch in range(1, 11)])
+
+
+# ClearML, which takes what is written to TensorBoard
+
+CLEARML = """
+import sys
+sys.path[:0] = {path}
+from pathlib import Path
+from clearml import Task
+Task.set_offline(True)
+task = Task.init("project", "task", auto_connect_arg_parser=False)
+from conftest import make_run
+from gradcam_callback import GradCAMCallback
+from models import detached
+fit = make_run(Path({folder!r}), GradCAMCallback("model.stage", 4), detached(), max_epochs=2).fit()
+assert len(fit.callback.alerts) == 1, fit.callback.alerts
+assert fit.events.steps("gradcam/model.stage") == [3, 6]
+print("kept in", task.get_offline_mode_folder())
+task.close()
+"""
+
+
+@pytest.mark.slow
+def test_clearml_gets_what_tensorboard_gets(tmp_path: Path) -> None:
+    pytest.importorskip("clearml", reason="NOT TESTED: clearml is not installed; `make test-stores` does")
+    code = CLEARML.format(path=sys.path, folder=str(tmp_path / "run"))
+    environment = {**os.environ, "CLEARML_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    kept = Path(done.stdout.split("kept in ")[1].splitlines()[0], "data")
+    assert {file.parent.relative_to(file.parents[2]).as_posix() for file in kept.rglob("*.jpeg")} == {PANEL}
+    assert len(list(kept.rglob("*.jpeg"))) == 2
+    [alert] = kept.rglob("alerts/*.txt")
+    assert "### raised: detached" in alert.read_text()
 
 
 # No logger of these

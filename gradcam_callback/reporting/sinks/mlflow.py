@@ -10,7 +10,9 @@ from PIL import Image
 from gradcam_callback.reporting.report import Report
 from gradcam_callback.reporting.sinks.sink import SinkContext
 
-_IMPOSSIBLE = re.compile(r"[^A-Za-z0-9_./ -]")  # in the key of an image, and in paths that can be downloaded
+# In the key of an image, and in the name of a file that can be downloaded; a slash in a key is kept in a way that some
+# versions of MLflow cannot read back.
+_IMPOSSIBLE = re.compile(r"[^A-Za-z0-9_. -]")
 
 
 class MLFlowSink:
@@ -36,9 +38,8 @@ class MLFlowSink:
             picture = Image.open(io.BytesIO(image.content))
             self._client.log_image(self._run, picture, key=_IMPOSSIBLE.sub("-", tag), step=report.step)
         for alert in report.alerts:
-            name = f"step-{report.step:08d} {alert.status} {alert.finding.subject}".replace("/", "-")
-            path = _IMPOSSIBLE.sub("-", f"{report.alerts_tag}/{name}.md")
-            self._client.log_text(self._run, alert.as_markdown(), path)
+            name = _IMPOSSIBLE.sub("-", f"step-{report.step:08d} {alert.status} {alert.finding.subject}")
+            self._client.log_text(self._run, alert.as_markdown(), f"{report.alerts_tag}/{name}.md")
 
     def flush(self) -> None:
         """Write the report of the run, if there is more to it than last time."""
