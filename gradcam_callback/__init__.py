@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         PathStep,
         SourceLocation,
     )
+    from gradcam_callback.watch import GradCAMWatch
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,7 @@ _HOMES = {
     "Cut": "results",
     "Diagnosis": "results",
     "GradCAMCallback": "callback",
+    "GradCAMWatch": "watch",
     "GradientNullError": "errors",
     "GradientNullWarning": "errors",
     "GradientState": "results",
@@ -74,6 +76,7 @@ __all__ = [
     "Cut",
     "Diagnosis",
     "GradCAMCallback",
+    "GradCAMWatch",
     "GradientNullError",
     "GradientNullWarning",
     "GradientState",
@@ -100,6 +103,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name == "GradCAMCallback":  # each time: the program may have imported another package of Lightning since
+        return import_module(f"{__name__}.lightning_api").inherit(value)
     globals()[name] = value
     return value
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from torch import nn
 
 from gradcam_callback.errors import BadInputError
+from gradcam_callback.frameworks import LIGHTNING
 
 FORWARD = "forward"
 
@@ -42,12 +44,12 @@ def _defines_forward(model: nn.Module) -> bool:
 
 def _own_classes(model: nn.Module) -> list[type]:
     """The classes of the model that are its user's."""
-    libraries = ("torch.", "lightning.", "pytorch_lightning.", "builtins")
+    libraries = ("torch.", *LIGHTNING, "builtins")
     return [kind for kind in type(model).__mro__ if not f"{kind.__module__}.".startswith(libraries)]
 
 
 def adapt(model: nn.Module, name: str) -> None:
-    """Have a replica's forward call another method, where need be.
+    """Have a replica's forward call another method, where need be, and what it logs reach nobody.
 
     Args:
         model: The replica.
@@ -55,3 +57,12 @@ def adapt(model: nn.Module, name: str) -> None:
     """
     if name != FORWARD:
         vars(model)[FORWARD] = getattr(model, name)
+    for module in model.modules():
+        if hasattr(type(module), "log") and hasattr(
+            type(module), "log_dict"
+        ):  # a LightningModule; Fabric runs them, too
+            vars(module).update(log=_log_nothing, log_dict=_log_nothing)
+
+
+def _log_nothing(*args: Any, **kwargs: Any) -> None:
+    """In place of `LightningModule.log` and `log_dict`."""

@@ -6,6 +6,7 @@ import argparse
 
 from fsspec.core import url_to_fs
 
+from gradcam_callback.progress import progress_bar
 from gradcam_callback.recording.bundle import report_of
 from gradcam_callback.recording.reading import read_runs
 
@@ -28,10 +29,15 @@ def write_report(runs: list[str], output: str) -> str:
         FileNotFoundError: There is nothing at a path, or no recording in it.
         OSError: The file cannot be written.
     """
-    recordings = [recording for run in runs for recording in read_runs(run)]
-    system, path = url_to_fs(output)
-    system.makedirs(path.rpartition("/")[0], exist_ok=True)
-    system.pipe_file(path, report_of(recordings).encode())
+    recordings = []
+    with progress_bar("reading the runs") as bar:
+        for number, run in enumerate(runs):
+            bar(number, len(runs))
+            recordings += read_runs(run)
+        bar.rename("writing the report")
+        system, path = url_to_fs(output)
+        system.makedirs(path.rpartition("/")[0], exist_ok=True)
+        system.pipe_file(path, report_of(recordings).encode())
     return output
 
 

@@ -3,35 +3,49 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
-from lightning.pytorch.trainer.states import RunningStage, TrainerFn
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import nn
+import torch
 from torch.utils.data import IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from gradcam_callback import entry_point
 from gradcam_callback.engine.replica import ReplicaOptions, copy_structure, isolated
 from gradcam_callback.execution.processes import ProcessGroup
+from gradcam_callback.lightning_api import (
+    CombinedLoader,
+    DDPStrategy,
+    DeepSpeedStrategy,
+    DummyLogger,
+    FSDPStrategy,
+    LightningDataModule,
+    LightningModule,
+    Logger,
+    RichProgressBar,
+    Trainer,
+    TrainerFn,
+    each,
+    overrides,
+)
+from gradcam_callback.probes import CaptureContext
 from gradcam_callback.reporting.sinks.files import AlertFile, PanelFiles, RecordingFile, run_folder
 from gradcam_callback.reporting.sinks.registry import (
     TENSORBOARD,
     ChosenSink,
     OpenedSinks,
     add_logger_sinks,
+    add_run_sinks,
     is_logger,
 )
-from gradcam_callback.reporting.sinks.sink import Sink, SinkContext
+from gradcam_callback.reporting.sinks.sink import Sink
 from gradcam_callback.reporting.sinks.tensorboard import ensure_space_in_events
+from gradcam_callback.run_context import RunContext
 
 _BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
@@ -43,16 +57,16 @@ def processes_of(trainer: Trainer) -> ProcessGroup:
     processes, they all take part in every pass, because some shard the weights (FSDP2, tensor parallelism).
     """
     strategy = trainer.strategy
-    whole = isinstance(strategy, DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy)
+    whole = isinstance(strategy, each(DDPStrategy)) and not isinstance(strategy, each(DeepSpeedStrategy))
     return ProcessGroup(trainer.global_rank, trainer.world_size, sharded=not whole and trainer.world_size > 1)
 
 
 def unsupported_reason(trainer: Trainer) -> str | None:
     """Why there can be no maps under the trainer's strategy; None where there can be."""
     strategy = trainer.strategy
-    if isinstance(strategy, FSDPStrategy):
+    if isinstance(strategy, each(FSDPStrategy)):
         return "FSDPStrategy keeps the weights of several layers in one flat parameter"
-    if isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3:
+    if isinstance(strategy, each(DeepSpeedStrategy)) and strategy.zero_stage_3:
         return "DeepSpeedStrategy in stage 3 takes the weights of each layer apart"
     return None
 
@@ -80,6 +94,97 @@ def deals_samples_out(loader: Any) -> bool:
     return isinstance(dataset, IterableDataset) or any(isinstance(one, DistributedSampler) for one in samplers)
 
 
+@dataclass(frozen=True, eq=False)
+class TrainerContext(RunContext):
+    """What a session asks, of a Trainer and its model.
+
+    Attributes:
+        trainer: The Trainer.
+        model: The model, as Lightning hands it to hooks.
+    """
+
+    trainer: Trainer
+    model: LightningModule
+
+    @property
+    def step(self) -> int:
+        """`trainer.global_step`."""
+        return self.trainer.global_step
+
+    @property
+    def epoch(self) -> int:
+        """`trainer.current_epoch`."""
+        return self.trainer.current_epoch
+
+    @property
+    def stage(self) -> str:
+        """As of `stage_of`."""
+        return stage_of(self.trainer)
+
+    @property
+    def processes(self) -> ProcessGroup:
+        """As of `processes_of`."""
+        return processes_of(self.trainer)
+
+    @property
+    def device(self) -> torch.device:
+        """That of the strategy."""
+        return self.trainer.strategy.root_device
+
+    @property
+    def unsupported_reason(self) -> str | None:
+        """As of the function of this name."""
+        return unsupported_reason(self.trainer)
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether the training validates."""
+        return self.trainer.enable_validation
+
+    @property
+    def shows_progress(self) -> bool:
+        """Where the Trainer shows one; but not beside rich's, since of two that move the cursor neither can be read."""
+        bar = self.trainer.progress_bar_callback
+        return self.is_global_zero and bar is not None and not isinstance(bar, each(RichProgressBar))
+
+    def forward_context(self) -> AbstractContextManager[Any]:
+        """That of the precision plugin."""
+        return self.trainer.precision_plugin.forward_context()
+
+    def convert_input(self, images: Any) -> Any:
+        """As the precision plugin does it."""
+        return self.trainer.precision_plugin.convert_input(images)
+
+    def replica_options(self, method: str) -> ReplicaOptions:
+        """As of the function of this name."""
+        return replica_options(self.trainer, method)
+
+    def capture_context(self, positions: Sequence[int] | None, **options: Any) -> CaptureContext:
+        """Of the loaders that are validated or tested with, which have to be in place."""
+        loaders = evaluation_loaders(self.trainer)
+        several = any(map(deals_samples_out, loaders))
+        return CaptureContext(
+            datasets=[getattr(loader, "dataset", None) for loader in loaders],
+            positions=positions,
+            rank=self.trainer.global_rank if several else 0,
+            world_size=self.trainer.world_size if several else 1,
+            apply_batch_hooks=batch_hooks(self.trainer, self.model),
+            **options,
+        )
+
+    def open_sinks(self, chosen: Sequence[ChosenSink]) -> OpenedSinks:
+        """As of the function of this name."""
+        return open_sinks(self.trainer, chosen)
+
+    def log_scalars(self, scalars: dict[str, float]) -> list[Exception]:
+        """As of the function of this name."""
+        return log_scalars(self.trainer, self.model, scalars)
+
+    def show_scalars(self, scalars: dict[str, float]) -> None:
+        """For callbacks that watch them; no logger is told."""
+        self.model.log_dict(scalars, logger=False, sync_dist=self.trainer.world_size > 1)
+
+
 # A view of the Trainer
 
 
@@ -97,7 +202,8 @@ class TrainerView:
         mute = DummyLogger()
         state = copy.copy(trainer.state)
         # A probe pass before the first training step is a validation, too: many models ask for that in `forward`.
-        state.stage = RunningStage.TESTING if trainer.testing else RunningStage.VALIDATING
+        stages = sys.modules[type(state).__module__].RunningStage  # of the same package of Lightning
+        state.stage = stages.TESTING if trainer.testing else stages.VALIDATING
         vars(self).update(
             _trainer=trainer,
             state=state,
@@ -133,20 +239,9 @@ def replica_options(trainer: Trainer, method: str = entry_point.FORWARD) -> Repl
             experiment = getattr(logger, name, None)
             if experiment is not None:
                 substitutes.append((experiment, DummyLogger().experiment))
-    shared = (Trainer, LightningDataModule, Logger)
-    prepare = partial(_prepare, method)
+    shared = (*each(Trainer), *each(LightningDataModule), *each(Logger))
+    prepare = partial(entry_point.adapt, name=method)
     return ReplicaOptions(substitutes=tuple(substitutes), shared_types=shared, prepare=prepare)
-
-
-def _prepare(method: str, model: nn.Module) -> None:
-    entry_point.adapt(model, method)
-    for module in model.modules():
-        if isinstance(module, LightningModule):
-            vars(module).update(log=_log_nothing, log_dict=_log_nothing)
-
-
-def _log_nothing(*args: Any, **kwargs: Any) -> None:
-    """In place of `LightningModule.log` and `log_dict`."""
 
 
 # Batch-transfer hooks
@@ -163,9 +258,9 @@ def batch_hooks(trainer: Trainer, pl_module: LightningModule) -> Callable[[Any],
 
 def _hook_owner(name: str, pl_module: LightningModule, datamodule: LightningDataModule | None) -> Any:
     """The object whose hook Lightning runs: the data module's comes first."""
-    if datamodule is not None and is_overridden(name, datamodule, LightningDataModule):
+    if datamodule is not None and overrides(datamodule, name, LightningDataModule):
         return datamodule
-    return pl_module if is_overridden(name, pl_module, LightningModule) else None
+    return pl_module if overrides(pl_module, name, LightningModule) else None
 
 
 def _apply_batch_hooks(
@@ -214,12 +309,12 @@ def open_sinks(trainer: Trainer, chosen: Sequence[ChosenSink] = ()) -> OpenedSin
         opened.fail("There is no place to write to", error)
     add_logger_sinks(opened, loggers, folder, chosen)
     if files and not (loggers and is_logger(loggers[0], TENSORBOARD)):
+        what = "the recording of the Grad-CAM maps is" if opened.sinks else "the Grad-CAM panels and the recording are"
+        opened.notice = f"There is no TensorBoardLogger: {what} written under {folder}."
         files += [RecordingFile] if opened.sinks else [RecordingFile, PanelFiles]
     for file in files:
         opened.add(folder, partial(file, folder))
-    for one in chosen:
-        if one.logger is None:
-            opened.add(one.text, partial(one.make, SinkContext(None, folder)))
+    add_run_sinks(opened, folder, chosen)
     return opened
 
 
@@ -258,7 +353,7 @@ def log_scalars(trainer: Trainer, pl_module: LightningModule, scalars: dict[str,
     return errors
 
 
-def _log_to(trainer: Trainer, logger: Logger, scalars: dict[str, float]) -> None:
+def _log_to(trainer: Trainer, logger: Any, scalars: dict[str, float]) -> None:
     if is_logger(logger, TENSORBOARD) and trainer.is_global_zero:
-        ensure_space_in_events(logger.experiment)  # type: ignore[attr-defined]
+        ensure_space_in_events(logger.experiment)
     logger.log_metrics(scalars, step=trainer.global_step)

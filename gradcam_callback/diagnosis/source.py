@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from gradcam_callback.engine.forward import call_model
+from gradcam_callback.frameworks import LIGHTNING
 from gradcam_callback.results import SourceLocation
 from gradcam_callback.source_lines import source_line
 
@@ -134,7 +135,7 @@ def _folders() -> Iterator[str]:
 
 
 _LIBRARIES = tuple(os.path.realpath(folder) + os.sep for folder in dict.fromkeys(_folders()))
-_INFRASTRUCTURE = ("torch", "lightning", "lightning_fabric", "pytorch_lightning")
+_INFRASTRUCTURE = ("torch.", *LIGHTNING)
 _PACKAGES = re.compile(r"[/\\](?:site|dist)-packages[/\\]([^/\\]+)")
 
 
@@ -144,7 +145,7 @@ def _is_users(file: str) -> bool:
 
 def _is_above_torch(file: str) -> bool:
     package = _PACKAGES.search(file)
-    return package is not None and package.group(1) not in _INFRASTRUCTURE
+    return package is not None and f"{package.group(1)}." not in _INFRASTRUCTURE
 
 
 def _is_generated(file: str) -> bool:

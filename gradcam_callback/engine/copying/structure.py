@@ -46,6 +46,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from gradcam_callback.engine.copying import callables, modules, objects
 from gradcam_callback.engine.copying.tensors import TensorCopier
 from gradcam_callback.engine.memory import is_out_of_memory
+from gradcam_callback.frameworks import LIGHTNING
 
 T = TypeVar("T")
 Handler = Callable[[Any], Any]
@@ -65,7 +66,7 @@ _SHARED = (
     *(torch.fx.Graph, torch.jit.ScriptFunction, torch.Stream, torch.Event),
 )
 # Packages whose objects run the training, or the compiler.
-_FRAMEWORKS = ("lightning.", "pytorch_lightning.", "torch._dynamo", "torch.distributed", "torch.utils.tensorboard")
+_FRAMEWORKS = (*LIGHTNING, "torch._dynamo", "torch.distributed", "torch.utils.tensorboard")
 # The special types before those that they are kinds of.
 _HANDLERS: tuple[tuple[type | tuple[type, ...], Callable[[StructureCopier, Any], Any]], ...] = (
     (torch.jit.ScriptModule, modules.copy_scripted),

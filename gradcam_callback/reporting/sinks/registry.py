@@ -47,17 +47,19 @@ class ChosenSink:
     logger: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class OpenedSinks:
     """Where a run reports to.
 
     Attributes:
         sinks: In the order in which they are written to.
         failures: A sentence about each that could not be opened.
+        notice: What the user has to know about where they are; empty where there is nothing to say.
     """
 
     sinks: list[Sink] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    notice: str = ""
 
     def add(self, name: str, make: Callable[[], Sink]) -> None:
         """Open a sink, or note why it cannot be: the others go on."""
@@ -87,7 +89,7 @@ def add_logger_sinks(opened: OpenedSinks, loggers: Sequence[Any], folder: str, c
         opened: Where they are added.
         loggers: Those of the trainer.
         folder: As of `SinkContext`.
-        chosen: By an option; those for no logger in particular are not opened.
+        chosen: By an option; those for the whole run are not opened.
     """
     makers = _makers({one.logger: one.make for one in chosen if one.logger is not None})
     for logger in loggers:
@@ -95,6 +97,13 @@ def add_logger_sinks(opened: OpenedSinks, loggers: Sequence[Any], folder: str, c
         make = next((makers[name] for name in _class_names(type(logger)) if name in makers), None)
         if make is not None:
             opened.add(type(logger).__name__, partial(make, SinkContext(logger, folder)))
+
+
+def add_run_sinks(opened: OpenedSinks, folder: str, chosen: Sequence[ChosenSink]) -> None:
+    """Open the sinks that were asked for, for no logger in particular; arguments as of `add_logger_sinks`."""
+    for one in chosen:
+        if one.logger is None:
+            opened.add(one.text, partial(one.make, SinkContext(None, folder)))
 
 
 def _makers(own: Mapping[str, SinkFactory]) -> dict[str, SinkFactory]:
