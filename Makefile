@@ -7,7 +7,7 @@ RUNS ?= runs
 TASKS := segmentation detection multilabel regression similarity reconstruction signal volume
 
 .DEFAULT_GOAL := help
-.PHONY: help demo broken shortcut configs browser test test-all test-oldest coverage lint format bench tensorboard screenshots clean
+.PHONY: help demo broken shortcut configs browser test test-all test-stores test-oldest coverage lint format bench tensorboard screenshots clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -42,6 +42,10 @@ test: $(VENV)/.ready  ## Run the tests (under ten minutes on two cores)
 
 test-all: $(VENV)/.ready  ## Run the slow tests too
 	$(BIN)/python -m pytest -n 2 -m 'not gpu and not coverage'
+
+test-stores: $(VENV)/.ready  ## Run the tests with MLflow in a database, ClearML and an object store
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[stores]'
+	$(BIN)/python -m pytest -m 'slow or not slow' tests/test_loggers.py tests/test_remote_folders.py
 
 coverage: $(VENV)/.ready  ## Try every network, and write benchmarks/coverage.md (half an hour)
 	$(BIN)/python -m pytest -n 2 -m 'coverage or not coverage' tests/test_coverage.py --coverage-table benchmarks/coverage.md

@@ -60,6 +60,7 @@ class GradCAMWatch:
         method_on_null: Which method draws where there is no gradient.
         regions: Where the thing is in each image.
         faithfulness: Whether to measure how the probability goes as the image is changed.
+        sinks: Where panels and alerts go besides.
 
     Raises:
         ValueError: An option has a value that is not possible, or `probes` holds no images; the message says what is.
@@ -96,6 +97,7 @@ class GradCAMWatch:
         method_on_null: str | dict[str, Any] | None = None,
         regions: int | str | dict[str, str] | Sequence[Any] | None = None,
         faithfulness: bool | dict[str, Any] | None = None,
+        sinks: Sequence[Any] | None = None,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "model", "log_dir")}
         settings = Settings.checked(every_n_epochs=1, **{**given, "probes": as_given(probes)})
