@@ -10,7 +10,13 @@ import pytest
 import torch
 from conftest import Run
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+)
 from lightning.pytorch.trainer.states import RunningStage
 from models import STEPS, Classifier, loader
 from torch import Tensor
@@ -49,13 +55,15 @@ def test_fsdp_1_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("stage_3", "refused"), [(True, True), (False, False)])
-def test_deepspeed_is_refused_in_stage_3(monkeypatch: pytest.MonkeyPatch, stage_3: bool, refused: bool) -> None:
-    class DeepSpeed(DDPStrategy):
+def test_deepspeed_is_refused_in_stage_3(stage_3: bool, refused: bool) -> None:
+    class DeepSpeed(DeepSpeedStrategy):
         """The real one cannot be made without the package."""
 
         zero_stage_3 = stage_3
 
-    monkeypatch.setattr(trainer_context, "DeepSpeedStrategy", DeepSpeed)
+        def __init__(self) -> None:
+            pass
+
     assert (trainer_context.unsupported_reason(trainer_with(DeepSpeed())) is not None) is refused
     assert trainer_context.processes_of(
         trainer_with(DeepSpeed())
