@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         PathStep,
         SourceLocation,
     )
+    from gradcam_callback.watch import GradCAMWatch
 
 __version__ = "0.1.0"
 
@@ -43,6 +44,7 @@ _HOMES = {
     "Cut": "results",
     "Diagnosis": "results",
     "GradCAMCallback": "callback",
+    "GradCAMWatch": "watch",
     "GradientNullError": "errors",
     "GradientNullWarning": "errors",
     "GradientState": "results",
@@ -69,6 +71,7 @@ __all__ = [
     "Cut",
     "Diagnosis",
     "GradCAMCallback",
+    "GradCAMWatch",
     "GradientNullError",
     "GradientNullWarning",
     "GradientState",

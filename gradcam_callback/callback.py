@@ -19,7 +19,7 @@ from gradcam_callback.engine.layer_listing import ListedLayer
 from gradcam_callback.engine.layers import AUTO
 from gradcam_callback.engine.sanity import Progress, SanityResult
 from gradcam_callback.engine.targets import Task
-from gradcam_callback.lightning_api import Callback, LightningModule, Trainer, TrainerFn
+from gradcam_callback.lightning_api import Callback, LightningModule, Trainer
 from gradcam_callback.options import OnNull, PanelOption, Scale, TargetOption
 from gradcam_callback.probes import ProbeSet, ProbeSource
 from gradcam_callback.reporting.alerts import Alert
@@ -27,6 +27,7 @@ from gradcam_callback.results import CAMResult, Diagnosis
 from gradcam_callback.run_reporter import warn_of
 from gradcam_callback.session import Session
 from gradcam_callback.settings import Memory, Settings
+from gradcam_callback.trainer_context import TrainerContext
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
 
@@ -36,13 +37,9 @@ def _harmless(hook: Hook) -> Hook:
 
     @functools.wraps(hook)
     def guarded(self: GradCAMCallback, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        session = self._session_of(trainer)
-        with session.guard(trainer, f"`{hook.__name__}` failed"):
-            return hook(self, trainer, pl_module, *args, **kwargs)
-        # Only where it failed is this reached. Before it is known where alerts are written, they wait.
-        if session.is_open:
-            with session.reporter.guard(trainer, "The alerts could not be published"):
-                session.reporter.publish(trainer)
+        session, run = self._session_of(trainer), TrainerContext(trainer, pl_module)
+        with session.guard(run, f"`{hook.__name__}` failed"):
+            hook(self, trainer, pl_module, *args, **kwargs)
 
     return cast(Hook, guarded)
 
@@ -195,37 +192,37 @@ class GradCAMCallback(Callback):
     @_harmless
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a layer that does not exist, before anything else happens."""
-        self._session_of(trainer).bind_model(trainer, pl_module)
+        self._session_of(trainer).bind_model(TrainerContext(trainer, pl_module))
 
     @_harmless
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out where to write, and take up what a checkpoint holds."""
-        self._session_of(trainer).open(trainer)
+        self._session_of(trainer).open(TrainerContext(trainer, pl_module))
 
     @_harmless
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make a dry run with images of the sanity check, if there was one."""
-        session = self._session_of(trainer)
-        session.open(trainer)
-        session.dry_run(trainer, pl_module)
+        session, run = self._session_of(trainer), TrainerContext(trainer, pl_module)
+        session.open(run)
+        session.dry_run(run)
 
     @_harmless
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Make a dry run with the first batch, if the sanity check has not made one."""
-        session = self._session_of(trainer)
+        session, run = self._session_of(trainer), TrainerContext(trainer, pl_module)
         if session.awaits_dry_run:
-            session.preview(trainer, pl_module, batch, None)
-            session.dry_run(trainer, pl_module)
+            session.preview(run, batch, None)
+            session.dry_run(run)
             session.awaits_dry_run = False
 
     @_harmless
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to collect the probes, where there are none yet."""
-        session = self._session_of(trainer)
-        if trainer.state.fn != TrainerFn.FITTING:
-            session.bind_model(trainer, pl_module)
+        session, run = self._session_of(trainer), TrainerContext(trainer, pl_module)
+        if run.stage != "fit":
+            session.bind_model(run)
         if not trainer.sanity_checking:
-            session.start_collecting(trainer, pl_module)
+            session.start_collecting(run)
 
     @_harmless
     def on_validation_batch_start(
@@ -236,13 +233,13 @@ class GradCAMCallback(Callback):
         if not trainer.sanity_checking:
             session.collect(batch, dataloader_idx)
         elif session.awaits_dry_run:
-            session.preview(trainer, pl_module, batch, dataloader_idx)
+            session.preview(TrainerContext(trainer, pl_module), batch, dataloader_idx)
 
     @_harmless
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Explain the probes, and write what was found."""
         if not trainer.sanity_checking:
-            self._session_of(trainer).probe(trainer, pl_module)
+            self._session_of(trainer).probe(TrainerContext(trainer, pl_module))
 
     on_test_start, on_test_batch_start = on_validation_start, on_validation_batch_start
     on_test_epoch_end = on_validation_epoch_end
@@ -250,13 +247,13 @@ class GradCAMCallback(Callback):
     @_harmless
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Bring to the disk what waits, also on Ctrl-C."""
-        self._session_of(trainer).close(trainer)
+        self._session_of(trainer).close(TrainerContext(trainer, pl_module))
 
     @_harmless
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Bring to the disk what waits, and end the thread."""
         self._memory.loaded = {}
-        self._session_of(trainer).close(trainer)
+        self._session_of(trainer).close(TrainerContext(trainer, pl_module))
 
     def wants_batches(self, trainer: Trainer) -> bool:
         """Whether some batches that are still to come in this validation may hold probes."""
@@ -274,7 +271,7 @@ class GradCAMCallback(Callback):
         Raises:
             ValueError: There are no probes, or an option turns out impossible: there is no such layer or class.
         """
-        return self._session_of(trainer).diagnose(trainer, pl_module)
+        return self._session_of(trainer).diagnose(TrainerContext(trainer, pl_module))
 
     def check_weights(
         self, trainer: Trainer, pl_module: LightningModule, progress: Progress | None = None
@@ -294,7 +291,7 @@ class GradCAMCallback(Callback):
         Raises:
             ValueError: As of `diagnose`; or the model or a target cannot be checked.
         """
-        return self._session_of(trainer).check_weights(trainer, pl_module, progress)
+        return self._session_of(trainer).check_weights(TrainerContext(trainer, pl_module), progress)
 
     def list_layers(self, trainer: Trainer, pl_module: LightningModule) -> list[ListedLayer]:
         """List the layers of the model, and which of them "auto" takes; to be called when `diagnose` may be.
@@ -302,7 +299,21 @@ class GradCAMCallback(Callback):
         Raises:
             ValueError: There are no probes.
         """
-        return self._session_of(trainer).list_layers(trainer, pl_module)
+        return self._session_of(trainer).list_layers(TrainerContext(trainer, pl_module))
+
+    def look(self, run: TrainerContext) -> None:
+        """Explain the probes once, and write what is seen where the context says; to be called when `diagnose` may be.
+
+        Raises:
+            ValueError: There is no such layer.
+            GradientNullError: There is a null, and `on_null` is "raise".
+        """
+        session = self._session_of(run.trainer)
+        session.bind_model(run)
+        try:
+            session.probe(run)
+        finally:
+            session.close(run)
 
     # Across runs
 

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from gradcam_callback.callback import GradCAMCallback
 from gradcam_callback.engine.sanity import THRESHOLD, LayerSanity, SanityResult, Stage
 from gradcam_callback.lightning_api import LightningModule, Trainer
+from gradcam_callback.progress import progress_bar
 
 _BAR = 20  # characters
 
 
 def check_weights(callback: GradCAMCallback, trainer: Trainer, pl_module: LightningModule) -> list[SanityResult]:
     """Ask a callback whether its maps depend on the weights, with a bar on stderr while it looks."""
-    with Progress(console=Console(file=sys.stderr), transient=True) as progress:
-        bar = progress.add_task("randomising weights", total=None)
-        return callback.check_weights(
-            trainer, pl_module, lambda done, count: progress.update(bar, completed=done, total=count)
-        )
+    with progress_bar("randomising weights") as bar:
+        return callback.check_weights(trainer, pl_module, bar)
 
 
 def print_checks(results: Sequence[SanityResult], *, as_json: bool) -> None:
@@ -36,13 +33,14 @@ def print_checks(results: Sequence[SanityResult], *, as_json: bool) -> None:
     console = Console()
     for result in results:
         for (layer, found), line in zip(result.layers.items(), result.lines, strict=True):
-            table = Table(title=f"{layer}, {result.target}: {result.method}", title_justify="left")
+            title = Text(f"{layer}, {result.target}: {result.method}")  # names may hold brackets, which are no markup
+            table = Table(title=title, title_justify="left")
             table.add_column("randomised so far, from the score backwards", overflow="fold")
             table.add_column("rank correlation to the map of the model", min_width=_BAR + 5)
             for number, stage in enumerate(found.stages, start=1):
-                table.add_row(stage.name, _bar(stage), end_section=number == found.later)
+                table.add_row(Text(stage.name), _bar(stage), end_section=number == found.later)
             console.print(table)
-            console.print(line, highlight=False)
+            console.print(line, markup=False, highlight=False)
             console.print()
 
 

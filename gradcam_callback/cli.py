@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import itertools
+import json
 import logging
 import os
 import re
@@ -11,6 +13,7 @@ import sys
 import textwrap
 import traceback
 import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import docstring_parser
@@ -43,6 +46,8 @@ Start here:
   gradcam-callback attach -- python train.py ...     the callback in the Trainers of a program of yours, unchanged
   gradcam-callback layers --config FILE              which layers there are, and which one `auto` takes, and why
   gradcam-callback check --config FILE               do the maps depend on the weights at all? an exit status for CI
+  gradcam-callback explain --config FILE --ckpt CKPT images/ -o FOLDER
+                                                     panels and a report of a trained model, without training again
   gradcam-callback report RUN [RUN ...] -o FILE      one HTML file of recorded runs: every epoch, without TensorBoard
   gradcam-callback benchmark                         which method shows what decides? ten minutes, no download
   gradcam-callback explain-cause [SLUG]              what an alert means, e.g. detached
@@ -59,6 +64,14 @@ gradcam-callback doctor --config FILE [--json] [--KEY VALUE ...]
 Where a program of yours trains, write `gradcam-callback doctor` in place of `python`. It is run up to its first
 `trainer.fit`, and what it would train is examined, with its own GradCAMCallback or else with one that has no options.\
 """
+
+EXPLAIN_USAGE = """\
+gradcam-callback explain --config FILE [--ckpt CHECKPOINT] [-o FOLDER] [--KEY VALUE ...] [IMAGES ...]
+
+IMAGES are image files or folders of them; without any, the probes of the validation are explained.\
+"""
+_USAGES = {"doctor": DOCTOR_USAGE, "explain": EXPLAIN_USAGE}
+_EXAMINE = ("doctor", "layers", "check", "explain")
 
 EXAMPLE = f"""\
 the callback:
@@ -99,9 +112,7 @@ class GradCAMCLI(LightningCLI):
     def __init__(self, args: ArgsType = None) -> None:
         subcommands = {
             name: {
-                "usage": DOCTOR_USAGE
-                if name == "doctor"
-                else f"gradcam-callback {name} --config FILE [--KEY VALUE ...]",
+                "usage": _USAGES.get(name, USAGE.format(name)),
                 "formatter_class": HelpFormatter,
                 "epilog": describe_callback(),
             }
@@ -125,13 +136,13 @@ class GradCAMCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """LightningCLI's subcommands but `predict`, in which nothing is validated; the doctor; layers; the check."""
+        """LightningCLI's subcommands but `predict`, in which nothing is validated; and those that only look."""
         known = {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
-        return {**known, **{name: {"model", "datamodule"} for name in ("doctor", "layers", "check")}}
+        return {**known, **{name: {"model", "datamodule"} for name in _EXAMINE}}
 
     def before_instantiate_classes(self) -> None:
         """Give a command that only looks one device: more would tell it nothing new."""
-        if self.subcommand in ("doctor", "layers", "check"):
+        if self.subcommand in _EXAMINE:
             trainer = self.config[self.subcommand].trainer
             trainer.devices = trainer.num_nodes = 1
 
@@ -184,7 +195,7 @@ def main(args: list[str] | None = None) -> None:
 
     Raises:
         SystemExit: With 0 after a help text; with 2, and a message on stderr, after an option or data that cannot be
-            used. The status of `doctor` is that of `DoctorTrainer.doctor`.
+            used. The status of `doctor` and `check` is told in `DoctorTrainer`.
     """
     _hush_lightning()
     arguments = list(sys.argv[1:] if args is None else args) or ["--help"]
@@ -193,9 +204,9 @@ def main(args: list[str] | None = None) -> None:
     except Exception as error:
         message = _own_message(error)
         if message is None or "JSONARGPARSE_DEBUG" in os.environ:
-            if arguments[0] != "doctor":
+            if arguments[0] not in ("doctor", "check", "explain"):
                 raise
-            traceback.print_exc()  # its exit status tells a model that could not be run from one without gradients
+            traceback.print_exc()  # the exit status tells a model that could not be run from one with a finding
             sys.exit(COULD_NOT_RUN)
         print(f"error: {message}\nFor the traceback, set JSONARGPARSE_DEBUG=1.", file=sys.stderr)
         sys.exit(2)
@@ -216,8 +227,31 @@ def _dispatch(command: str, *rest: str) -> None:
     is_module = program[:1] == ("-m",) and len(program) > 1
     if command == "doctor" and program and (is_module or not program[0].startswith("-")):
         examine_program(program, as_json=program != rest)
+    if command == "explain":
+        rest = tuple(explain_options(rest))
     # A bare `--json` reads better than the value that jsonargparse asks for.
     GradCAMCLI([command, *("--json=true" if argument == "--json" else argument for argument in rest)])
+
+
+def explain_options(args: Sequence[str]) -> Iterator[str]:
+    """The arguments of `explain` as LightningCLI takes them: its short options, and images that stand by themselves.
+
+    Args:
+        args: What stands behind `explain`.
+    """
+    short = {"--ckpt": "--ckpt_path", "-o": "--output"}
+    images: list[str] = []
+    waiting = iter(args)
+    for argument in waiting:
+        if not argument.startswith("-"):
+            images.append(argument)
+            continue
+        name, equals, value = argument.partition("=")
+        yield f"{short.get(name, name)}{equals}{value}"
+        if not equals and name not in ("-h", "--help", "--print_config"):
+            yield from itertools.islice(waiting, 1)
+    if images:
+        yield f"--images={json.dumps(images)}"
 
 
 def _own_message(error: Exception) -> str | None:

@@ -1,4 +1,4 @@
-"""`gradcam-callback doctor`, `layers`, `check`: look at a model once, without training, in our Trainer or a user's.
+"""`gradcam-callback doctor`, `layers`, `check`, `explain`: look at a model once, without training.
 
 An examination is a validation in which the model's own `validation_step` is left out: batches are read until the
 callbacks have their probes, then they diagnose.
@@ -10,6 +10,7 @@ import functools
 import os
 import runpy
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from gradcam_callback.callback import GradCAMCallback
 from gradcam_callback.check import check_weights, print_checks
 from gradcam_callback.engine.layer_listing import ListedLayer
 from gradcam_callback.errors import BadInputError, ForwardFailedError
+from gradcam_callback.explaining import Explanation, explain, new_folder, take_files
 from gradcam_callback.lightning_api import (
     Callback,
     DummyLogger,
@@ -28,6 +30,7 @@ from gradcam_callback.lightning_api import (
     each,
     installed,
 )
+from gradcam_callback.progress import progress_bar
 from gradcam_callback.reporting.terminal import Report, merge_targets, print_layers, print_reports
 
 T = TypeVar("T")
@@ -106,6 +109,46 @@ class DoctorTrainer(Trainer):
             results = ask(self, callbacks, check_weights, model, datamodule=datamodule, ckpt_path=ckpt_path)
         print_checks(results, as_json=json)
         sys.exit(HEALTHY if all(result.depends_on_weights for result in results) else NULL)
+
+    def explain(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        images: list[str] | None = None,
+        output: str = "explained",
+    ) -> None:
+        """Explain images with the weights of a checkpoint, and write panels, the recording and its report.
+
+        Nothing is trained. Image files pass through the transform of the validation data; without any, the probes of
+        the callback are explained. The exit status is 0 if every gradient is there, 1 if one is None, zero or not
+        finite, and 2 if the model could not be examined.
+
+        Args:
+            model: The model; given in the configuration.
+            datamodule: The data; given in the configuration.
+            ckpt_path: A checkpoint whose weights are taken; by default, the fresh model.
+            images: Image files or folders of them.
+            output: The folder to write to; of several callbacks, each writes into a folder of its own in it.
+        """
+        callbacks = _callbacks_of(self) or [GradCAMCallback()]
+        folder = new_folder(output)
+        folders = {
+            callback: folder / f"callback_{number}" if len(callbacks) > 1 else folder
+            for number, callback in enumerate(callbacks, start=1)
+        }
+        for callback in callbacks if images else ():
+            take_files(callback, images or ())
+        weights = "untrained weights" if ckpt_path is None else Path(ckpt_path).name
+
+        def look(callback: GradCAMCallback, trainer: Trainer, pl_module: LightningModule) -> list[Explanation]:
+            place = folders[callback]
+            return [Explanation(place, explain(callback, trainer, pl_module, place, weights))]
+
+        explanations = ask(self, callbacks, look, model, datamodule=datamodule, ckpt_path=ckpt_path)
+        for explanation in explanations:
+            explanation.conclude()
+        sys.exit(NULL if any(explanation.has_null for explanation in explanations) else HEALTHY)
 
 
 def examine_program(command: Sequence[str], *, as_json: bool) -> NoReturn:
@@ -210,12 +253,7 @@ def ask(
     trainer.callbacks = [examination]  # type: ignore[attr-defined]
     trainer.loggers = [DummyLogger()]  # hooks of the model may write to it
     trainer.validate_loop.inference_mode = False  # a validation in `fit` is under no_grad
-    with ExitStack() as stack:
-        # What a program calls is `fit`, and many a data module prepares its validation data for that stage alone.
-        for part in (model, datamodule) if datamodule is not None else (model,):
-            stack.enter_context(_replaced(part, "setup", _set_up_for_fit(part.setup)))
-        stack.enter_context(_replaced(model, "validation_step", lambda *_, **__: None))
-        stack.enter_context(suppress(_Examined))
+    with _validation_of_fit(model, datamodule), suppress(_Examined):
         trainer.validate(model, dataloaders, datamodule=datamodule, verbose=False, **options)
     if examination.answers is None:
         raise BadInputError(
@@ -223,6 +261,19 @@ def ask(
             "`limit_val_batches` above 0."
         )
     return examination.answers
+
+
+@contextmanager
+def _validation_of_fit(model: LightningModule, datamodule: LightningDataModule | None) -> Iterator[None]:
+    """Have a validation prepare what `fit` would, run no step of the model's, and ask for no callback."""
+    with ExitStack() as stack:
+        # What a program calls is `fit`, and many a data module prepares its validation data for that stage alone.
+        for part in (model, datamodule) if datamodule is not None else (model,):
+            stack.enter_context(_replaced(part, "setup", _set_up_for_fit(part.setup)))
+        stack.enter_context(_replaced(model, "validation_step", lambda *_, **__: None))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # of callbacks in the checkpoint
+        yield
 
 
 class _Examined(Exception):  # noqa: N818  # no error
@@ -263,14 +314,16 @@ class _Examination(Callback, Generic[T]):
 
 def _diagnose(callback: GradCAMCallback, trainer: Trainer, pl_module: LightningModule) -> list[Report]:
     try:
-        found = callback.diagnose(trainer, pl_module)
+        with progress_bar("following the gradient"):
+            found = callback.diagnose(trainer, pl_module)
     except ForwardFailedError as error:  # so there is no layer to choose, either
         found = [("every target", error.diagnosis)]
     return merge_targets(found)
 
 
 def _list_layers(callback: GradCAMCallback, trainer: Trainer, pl_module: LightningModule) -> list[ListedLayer]:
-    return callback.list_layers(trainer, pl_module)
+    with progress_bar("looking at the layers"):
+        return callback.list_layers(trainer, pl_module)
 
 
 def _callbacks_of(trainer: Trainer) -> list[GradCAMCallback]:

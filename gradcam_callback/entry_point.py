@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from torch import nn
 
@@ -48,7 +49,7 @@ def _own_classes(model: nn.Module) -> list[type]:
 
 
 def adapt(model: nn.Module, name: str) -> None:
-    """Have a replica's forward call another method, where need be.
+    """Have a replica's forward call another method, where need be, and what it logs reach nobody.
 
     Args:
         model: The replica.
@@ -56,3 +57,12 @@ def adapt(model: nn.Module, name: str) -> None:
     """
     if name != FORWARD:
         vars(model)[FORWARD] = getattr(model, name)
+    for module in model.modules():
+        if hasattr(type(module), "log") and hasattr(
+            type(module), "log_dict"
+        ):  # a LightningModule; Fabric runs them, too
+            vars(module).update(log=_log_nothing, log_dict=_log_nothing)
+
+
+def _log_nothing(*args: Any, **kwargs: Any) -> None:
+    """In place of `LightningModule.log` and `log_dict`."""

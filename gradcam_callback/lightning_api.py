@@ -42,6 +42,7 @@ PACKAGE = next((module.__name__ for module in chain(imported(), installed())), P
 
 if TYPE_CHECKING or PACKAGES[0] == PACKAGE:
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+    from lightning.pytorch.callbacks import RichProgressBar
     from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
     from lightning.pytorch.loggers import Logger, TensorBoardLogger
     from lightning.pytorch.loggers.logger import DummyLogger
@@ -51,6 +52,7 @@ if TYPE_CHECKING or PACKAGES[0] == PACKAGE:
     from lightning.pytorch.utilities.model_helpers import is_overridden
 else:
     from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+    from pytorch_lightning.callbacks import RichProgressBar
     from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
     from pytorch_lightning.loggers import Logger, TensorBoardLogger
     from pytorch_lightning.loggers.logger import DummyLogger
@@ -73,6 +75,7 @@ __all__ = [
     "LightningDataModule",
     "LightningModule",
     "Logger",
+    "RichProgressBar",
     "TensorBoardLogger",
     "Trainer",
     "TrainerFn",

@@ -158,7 +158,8 @@ class RegionWeights:
         """Whether the largest value lies within the region: 1 if so, else 0. It counts at the middle of its cell.
 
         Zhang et al., "Top-down Neural Attention by Excitation Backprop", IJCV 2018, section 5.1, without a margin. Of
-        several cells with the largest value the first counts.
+        several cells with the largest value, e.g. where an enlarged map is level at the border of the image, the one
+        in their middle counts.
 
         Args:
             maps: `(T, N, *S)`, at least 0.
@@ -171,15 +172,9 @@ class RegionWeights:
             mask, cells = self._regions.masks[probe], own[target, probe]
             if mask is None or not cells.max() > 0:
                 continue
-            cell = np.unravel_index(int(cells.argmax()), space)
-            shares_of = [
-                (at + 0.5 - first[probe]) / (last[probe] - first[probe])
-                for at, (first, last) in zip(cell, sides, strict=True)
-            ]
-            pixel = tuple(
-                min(max(int(part * size), 0), size - 1) for part, size in zip(shares_of, mask.shape, strict=True)
-            )
-            hits[target, probe] = mask[pixel]
+            cell = _middle_one(np.argwhere(cells.reshape(space) == cells.max()))
+            own_sides = [(first[probe], last[probe]) for first, last in sides]
+            hits[target, probe] = mask[_pixel_of(cell, own_sides, mask.shape)]
         return hits
 
 
@@ -198,7 +193,13 @@ def _sides(space: Sequence[int], count: int, extents: Array | None) -> list[tupl
     return [(top, bottom), (left, right)]
 
 
-def _pixel_of(cell: Sequence[Any], sides: Sequence[tuple[float, float]], size: Sequence[int]) -> tuple[int, ...]:
+def _middle_one(cells: Array) -> Array:
+    """Of some cells, `(M, axes)`, the one that is nearest to their mean; of several such the first."""
+    chosen: Array = cells[((cells - cells.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+    return chosen
+
+
+def _pixel_of(cell: Array, sides: Sequence[tuple[float, float]], size: Sequence[int]) -> tuple[int, ...]:
     """The pixel in the middle of a cell, in an image that lies between these sides of its map."""
     parts = [(at + 0.5 - first) / (last - first) for at, (first, last) in zip(cell, sides, strict=True)]
     return tuple(min(max(int(part * pixels), 0), pixels - 1) for part, pixels in zip(parts, size, strict=True))

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gradcam_callback import trainer_context
+from torch import nn
+
 from gradcam_callback.engine.batch_rows import map_tensors
 from gradcam_callback.errors import BadInputError
 from gradcam_callback.execution.processes import ProcessGroup
-from gradcam_callback.lightning_api import LightningModule, Trainer
-from gradcam_callback.probes import CaptureContext, ProbeCollector, ProbeSample, ProbeSet, ProbeSource
+from gradcam_callback.probes import ProbeCollector, ProbeSample, ProbeSet, ProbeSource
+from gradcam_callback.run_context import RunContext
 
 # So many images at most are enough to see whether a gradient is there.
 _PREVIEW = 16
@@ -29,7 +30,7 @@ class ProbeCapture:
         is_of_validation: Whether the images of the dry run are of a validation batch.
     """
 
-    def __init__(self, source: ProbeSource, options: Callable[[LightningModule], dict[str, Any]]) -> None:
+    def __init__(self, source: ProbeSource, options: Callable[[nn.Module], dict[str, Any]]) -> None:
         self.processes = ProcessGroup()
         self._source = source
         self._options = options
@@ -37,22 +38,21 @@ class ProbeCapture:
         self._preview: ProbeSet | BadInputError | None = None
         self.is_of_validation = False
 
-    def start(self, trainer: Trainer, pl_module: LightningModule, positions: Sequence[int] | None) -> None:
+    def start(self, run: RunContext, positions: Sequence[int] | None) -> None:
         """Begin to collect.
 
         Args:
-            trainer: With the loaders in place.
-            pl_module: The model.
+            run: With the loaders in place.
             positions: Those of an earlier run that is resumed.
         """
-        self._collector = self._source.start(self._context(trainer, pl_module, positions))
+        self._collector = self._source.start(run.capture_context(positions, **self._options(run.model)))
 
     def add(self, batch: Any, dataloader_idx: int) -> None:
         """Copy what is wanted out of a batch, if anything still is."""
         if self._collector is not None and self.wants_batches:
             self._collector.add(batch, dataloader_idx)
 
-    def finish(self, trainer: Trainer) -> ProbeSet:
+    def finish(self, run: RunContext) -> ProbeSet:
         """The probes, on the device; of length 0 where no sample passed.
 
         Raises:
@@ -62,7 +62,7 @@ class ProbeCapture:
         assert collector is not None
         parts: list[list[ProbeSample]] = self.processes.exchange(collector.samples)
         probes = collector.finish([sample for part in parts for sample in part])
-        return self._ready(trainer, probes)
+        return self._ready(run, probes)
 
     def drop(self) -> None:
         """Want no probes any more."""
@@ -78,14 +78,13 @@ class ProbeCapture:
         """Whether a batch that is still to come may hold probes."""
         return self._collector is not None and not self._collector.is_complete
 
-    def preview(self, trainer: Trainer, pl_module: LightningModule, batch: Any, dataloader_idx: int | None) -> None:
+    def preview(self, run: RunContext, batch: Any, dataloader_idx: int | None) -> None:
         """Take images for a dry run out of the first batch that has some.
 
         What is wrong with a batch of a validation loader is said by `take_preview`, in all processes.
 
         Args:
-            trainer: With the loaders in place.
-            pl_module: The model.
+            run: With the loaders in place.
             batch: Of the sanity check, or of the training.
             dataloader_idx: Of a validation loader; None for a training batch.
         """
@@ -93,14 +92,14 @@ class ProbeCapture:
             return
         self.is_of_validation = dataloader_idx is not None
         try:
-            collector = self._source.start(self._context(trainer, pl_module, None))
+            collector = self._source.start(run.capture_context(None, **self._options(run.model)))
             self._preview = collector.preview(batch, dataloader_idx, _PREVIEW)
         except BadInputError as error:
             # What hangs on the error (frames, the error before it) would keep the batch alive.
             error.__context__ = error.__cause__ = None
             self._preview = error.with_traceback(None)
 
-    def take_preview(self, trainer: Trainer) -> ProbeSet | None:
+    def take_preview(self, run: RunContext) -> ProbeSet | None:
         """The images for the dry run, the same in every process; None where there are none.
 
         Raises:
@@ -114,27 +113,15 @@ class ProbeCapture:
             return found
 
         probes = self.processes.from_rank_zero(usable)
-        return None if probes is None else self._ready(trainer, probes)
+        return None if probes is None else self._ready(run, probes)
 
-    def _context(self, trainer: Trainer, pl_module: LightningModule, positions: Sequence[int] | None) -> CaptureContext:
-        loaders = trainer_context.evaluation_loaders(trainer)
-        several = any(map(trainer_context.deals_samples_out, loaders))
-        return CaptureContext(
-            datasets=[getattr(loader, "dataset", None) for loader in loaders],
-            positions=positions,
-            rank=trainer.global_rank if several else 0,
-            world_size=trainer.world_size if several else 1,
-            apply_batch_hooks=trainer_context.batch_hooks(trainer, pl_module),
-            **self._options(pl_module),
-        )
-
-    def _ready(self, trainer: Trainer, probes: ProbeSet) -> ProbeSet:
+    def _ready(self, run: RunContext, probes: ProbeSet) -> ProbeSet:
         """The probes as the model takes them. There may be no space for them in one process alone."""
         moved: list[ProbeSet] = []
-        device = trainer.strategy.root_device
+        device = run.device
 
         def move() -> None:
-            images = trainer.precision_plugin.convert_input(probes.images).to(device)
+            images = run.convert_input(probes.images).to(device)
             batch = map_tensors(probes.batch, lambda tensor: tensor.to(device))
             moved.append(replace(probes, images=images, batch=batch))
 

@@ -8,7 +8,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
-from gradcam_callback import entry_point, trainer_context
+from torch import nn
+
+from gradcam_callback import entry_point
 from gradcam_callback.diagnosis.diagnoser import diagnose
 from gradcam_callback.engine.faithfulness import forward_passes
 from gradcam_callback.engine.inputs import ModelInputs
@@ -21,18 +23,19 @@ from gradcam_callback.engine.targets import Target, Task, bind
 from gradcam_callback.execution.faithfulness_pass import FaithfulnessPass, check_faithfulness
 from gradcam_callback.execution.probe_pass import ProbePass, ProbePassResult
 from gradcam_callback.execution.processes import ProcessGroup
-from gradcam_callback.lightning_api import LightningModule, Trainer
 from gradcam_callback.measures import Array
 from gradcam_callback.probes import ProbeSet, forward_inputs
+from gradcam_callback.progress import progress_bar
 from gradcam_callback.reporting.panel import Panel
 from gradcam_callback.reporting.pass_renderer import PassRenderer
 from gradcam_callback.reporting.recorder import SeenProbes
 from gradcam_callback.results import CAMResult, Diagnosis
+from gradcam_callback.run_context import RunContext
 from gradcam_callback.settings import Settings
 
 
 class Prober:
-    """Explains and diagnoses a LightningModule on probes, and draws panels.
+    """Explains and diagnoses a model on probes, and draws panels.
 
     Args:
         settings: The options of the callback.
@@ -70,19 +73,19 @@ class Prober:
         """Whether the model gets lists of images of one size as one tensor."""
         return self._pass.stacks_lists
 
-    def bind_model(self, pl_module: LightningModule, processes: ProcessGroup) -> None:
+    def bind_model(self, model: nn.Module, processes: ProcessGroup) -> None:
         """Find the layers in the model, and know the processes that take part.
 
         Raises:
             BadInputError: There is no such layer, or no such method.
         """
-        entry_point.check_method(pl_module, self._settings.forward)
+        entry_point.check_method(model, self._settings.forward)
         self._pass.processes = processes
-        self._pass.resolve(pl_module)
+        self._pass.resolve(model)
 
-    def capture_options(self, pl_module: LightningModule) -> dict[str, Any]:
+    def capture_options(self, model: nn.Module) -> dict[str, Any]:
         """What the model, and a target, need of the batches: options of a `CaptureContext`."""
-        method, option = getattr(pl_module, self._settings.forward), self._settings.inputs
+        method, option = getattr(model, self._settings.forward), self._settings.inputs
         return {
             "keeps_batch": self._settings.asks_for_batch or forward_inputs.needs_batch(method, option),
             "given": forward_inputs.keys_given(method, option),
@@ -90,19 +93,19 @@ class Prober:
             "remark": partial(forward_inputs.remark_on, method, option),
         }
 
-    def explain(
-        self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet, renderer: PassRenderer
-    ) -> ProbePassResult:
+    def explain(self, run: RunContext, probes: ProbeSet, renderer: PassRenderer) -> ProbePassResult:
         """One probe pass.
 
         Raises:
             BadInputError: An option turns out impossible, or "auto" found no layer.
             ForwardFailedError: The model raised.
         """
-        with self._running(trainer):
-            targets, inputs = self.targets(probes), self._inputs(pl_module, probes)
-            self._pass.select_auto(pl_module, inputs, targets[0])
-            return self._pass.run(pl_module, inputs, targets, lambda found: renderer.render(found.by_target))
+        with self._running(run):
+            targets, inputs = self.targets(probes), self._inputs(run.model, probes)
+            with progress_bar("Grad-CAM: choosing the layer", shown=run.shows_progress) as bar:
+                self._pass.select_auto(run.model, inputs, targets[0])
+                bar.rename(f"Grad-CAM: explaining {len(probes)} probes")
+                return self._pass.run(run.model, inputs, targets, lambda found: renderer.render(found.by_target))
 
     def check_faithfulness(self, probes: ProbeSet) -> None:
         """Refuse to measure what cannot be measured.
@@ -113,17 +116,17 @@ class Prober:
         if self._settings.faithfulness is not None:
             check_faithfulness(self.targets(probes), probes.displayed)
 
-    def faithfulness(
-        self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet, result: ProbePassResult
-    ) -> dict[str, dict[str, Array]]:
+    def faithfulness(self, run: RunContext, probes: ProbeSet, result: ProbePassResult) -> dict[str, dict[str, Array]]:
         """Layer to measure of faithfulness to `(T, N)`; empty where none is due."""
-        if self._settings.faithfulness is None or trainer.current_epoch % self._settings.faithfulness[1]:
+        if self._settings.faithfulness is None or run.epoch % self._settings.faithfulness[1]:
             return {}
-        with self._running(trainer):
+        with self._running(run):
             passes = FaithfulnessPass(
                 self._settings.faithfulness[0], self._settings.output, self._pass.processes, self._pass.replica_options
             )
-            return passes.run(pl_module, self._inputs(pl_module, probes), self.targets(probes), result.results)
+            inputs, targets = self._inputs(run.model, probes), self.targets(probes)
+            with progress_bar("Grad-CAM: measuring the faithfulness", shown=run.shows_progress) as bar:
+                return passes.run(run.model, inputs, targets, result.results, bar)
 
     def seen(self, result: ProbePassResult, renderer: PassRenderer) -> SeenProbes:
         """What is recorded of a pass.
@@ -135,44 +138,42 @@ class Prober:
             raise result.render_failure
         return renderer.seen(result.rendered, result.results, self.titles(renderer.probes), self._settings.method.name)
 
-    def panels(self, trainer: Trainer, result: ProbePassResult, renderer: PassRenderer) -> dict[str, list[Panel]]:
+    def panels(self, run: RunContext, result: ProbePassResult, renderer: PassRenderer) -> dict[str, list[Panel]]:
         """The pages of each layer's panel.
 
         Raises:
             Exception: They could not be drawn.
         """
-        heading = f"{self._settings.method.name} · epoch {trainer.current_epoch} · step {trainer.global_step}"
+        heading = f"{self._settings.method.name} · {run.moment}"
         heading += f" · {self.remark}" if self.remark else ""
         return renderer.panels(result.rendered, result.results, self.titles(renderer.probes), heading)
 
-    def diagnose(self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet) -> list[tuple[str, Diagnosis]]:
+    def diagnose(self, run: RunContext, probes: ProbeSet) -> list[tuple[str, Diagnosis]]:
         """Diagnose each layer for each target; see `GradCAMCallback.diagnose`."""
-        with self._running(trainer):
-            targets, inputs = self.targets(probes), self._inputs(pl_module, probes)
-            self._pass.select_auto(pl_module, inputs, targets[0])
-            ask = partial(diagnose, pl_module, inputs, output=self._settings.output, options=self._pass.replica_options)
+        with self._running(run):
+            targets, inputs = self.targets(probes), self._inputs(run.model, probes)
+            self._pass.select_auto(run.model, inputs, targets[0])
+            ask = partial(diagnose, run.model, inputs, output=self._settings.output, options=self._pass.replica_options)
             return [
                 (target.title, ask(layer, target=target, layout=self._pass.layouts.get(layer, self._settings.layout)))
                 for layer in self.layers
                 for target in targets
             ]
 
-    def check_weights(
-        self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet, progress: Progress | None = None
-    ) -> list[SanityResult]:
+    def check_weights(self, run: RunContext, probes: ProbeSet, progress: Progress | None = None) -> list[SanityResult]:
         """Whether the maps depend on the weights; see `GradCAMCallback.check_weights`."""
-        with self._running(trainer):
-            targets, inputs = self.targets(probes), self._inputs(pl_module, probes)
-            self._pass.select_auto(pl_module, inputs, targets[0])
+        with self._running(run):
+            targets, inputs = self.targets(probes), self._inputs(run.model, probes)
+            self._pass.select_auto(run.model, inputs, targets[0])
             request = replace(self._pass.request.at(*self.layers), targets=targets, layouts=self._pass.layouts)
-            return check_weights(pl_module, inputs, request, options=self._pass.replica_options, progress=progress)
+            return check_weights(run.model, inputs, request, options=self._pass.replica_options, progress=progress)
 
-    def list_layers(self, trainer: Trainer, pl_module: LightningModule, probes: ProbeSet) -> list[ListedLayer]:
+    def list_layers(self, run: RunContext, probes: ProbeSet) -> list[ListedLayer]:
         """List the layers of the model; see `GradCAMCallback.list_layers`."""
-        with self._running(trainer):
+        with self._running(run):
             options = self._pass.replica_options
             request = replace(self._pass.request, targets=self.targets(probes))
-            return list_layers(pl_module, self._inputs(pl_module, probes), request, options=options)
+            return list_layers(run.model, self._inputs(run.model, probes), request, options=options)
 
     def titles(self, probes: ProbeSet | None) -> list[str]:
         """What the columns are called: one a target, or several."""
@@ -192,14 +193,14 @@ class Prober:
             known = replace(known, task=settings.task, outputs=None)
         return tuple(bound for target in settings.targets for bound in bind(target, known))
 
-    def _inputs(self, pl_module: LightningModule, probes: ProbeSet) -> ModelInputs:
+    def _inputs(self, model: nn.Module, probes: ProbeSet) -> ModelInputs:
         """What the model gets for the probes.
 
         Raises:
             BadInputError: It cannot be told.
         """
-        method = getattr(pl_module, self._settings.forward)
-        return self._pass.as_taken(pl_module, forward_inputs.inputs_of(method, self._settings.inputs, probes))
+        method = getattr(model, self._settings.forward)
+        return self._pass.as_taken(model, forward_inputs.inputs_of(method, self._settings.inputs, probes))
 
     def task_notice(self, probes: ProbeSet, result: CAMResult) -> str:
         """What to say where the labels have told the task; empty where they have not."""
@@ -215,11 +216,11 @@ class Prober:
         return f"The data have {what}, so Grad-CAM takes the model's outputs for {meant}; `task` says otherwise."
 
     @contextmanager
-    def _running(self, trainer: Trainer) -> Iterator[None]:
-        """As in a validation of the trainer; outside of it nothing of ours holds trainer or model."""
-        self._pass.replica_options = trainer_context.replica_options(trainer, self._settings.forward)
+    def _running(self, run: RunContext) -> Iterator[None]:
+        """As in a validation of the run; outside of it nothing of ours holds trainer or model."""
+        self._pass.replica_options = run.replica_options(self._settings.forward)
         try:
-            with trainer.precision_plugin.forward_context():
+            with run.forward_context():
                 yield
         finally:
             self._pass.replica_options = ReplicaOptions()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from gradcam_callback.progress import progress_bar
 from gradcam_callback.recording.bundle import report_of
 from gradcam_callback.recording.reading import read_runs
 
@@ -27,10 +28,15 @@ def write_report(runs: list[str], output: str) -> Path:
         FileNotFoundError: There is nothing at a path, or no recording in it.
         OSError: The file cannot be written.
     """
-    recordings = [recording for run in runs for recording in read_runs(run)]
-    path = Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(report_of(recordings), encoding="utf-8")
+    recordings = []
+    with progress_bar("reading the runs") as bar:
+        for number, run in enumerate(runs):
+            bar(number, len(runs))
+            recordings += read_runs(run)
+        bar.rename("writing the report")
+        path = Path(output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(report_of(recordings), encoding="utf-8")
     return path
 
 

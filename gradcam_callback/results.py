@@ -6,15 +6,19 @@ Axes, here and everywhere: `N` probes, `C` image channels, `H W` the image in pi
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+from gradcam_callback import notebook
 from gradcam_callback.causes import Cause
 
 
@@ -75,6 +79,29 @@ class LayerHealth:
         """The probes without a usable gradient."""
         usable = (GradientState.OK, GradientState.ABSENT)
         return tuple(index for index, state in enumerate(self.state) if state not in usable)
+
+    def null_text(self, probe: int) -> str:
+        """Why a probe has no usable gradient, in a word and a slug; empty where it has one, or there is nothing."""
+        # The slugs of the last two say the same once more.
+        known = self.cause not in (None, Cause.ZERO_GRADIENT, Cause.NON_FINITE)
+        text = _NULL_TEXTS.get(self.state[probe], "")
+        return f"{text}\n{self.cause}" if text and known else text
+
+    def remarks(self, probe: int) -> list[str]:
+        """What is to be said of the map of a probe, where it is no ordinary one."""
+        said = ["empty: every channel speaks against it"] if self.empty[probe] else []
+        if self.bridged and self.bridged[probe]:
+            said.append(f"bridged: {self.cause}")
+        if self.substituted and self.substituted[probe]:
+            said.append(f"{self.substitute}, no gradient: {self.cause}")
+        return said
+
+
+_NULL_TEXTS = {
+    GradientState.NONE: "no gradient",
+    GradientState.ZERO: "zero gradient",
+    GradientState.NON_FINITE: "gradient not finite",
+}
 
 
 def split_call(layer: str) -> tuple[str, int | None]:
@@ -155,6 +182,78 @@ class CAMResult:
         draw = self._on_canvas if size is None and len(set(self.sizes or ())) > 1 else self._enlarged
         return {layer: draw(cam, self.extents.get(layer), size or self.input_size) for layer, cam in self.cams.items()}
 
+    def show(
+        self,
+        images: Tensor | Sequence[Tensor] | None = None,
+        *,
+        class_names: Sequence[str] | None = None,
+        colormap: str = "turbo",
+        opacity: float = 0.5,
+    ) -> notebook.NotebookHTML:
+        """A picture of the maps for a notebook: a row a probe, a column a layer.
+
+        The result holds no images, so that it keeps no memory of the device; nothing of these is kept either.
+
+        Args:
+            images: `(N, C, H, W)` or a list of `(C, h, w)`, the inputs as they are to be seen: in 0..1 or uint8; others
+                are scaled by their own range. The maps are drawn over them; None draws the maps alone.
+            class_names: Names of the classes, by index.
+            colormap: Any that matplotlib knows.
+            opacity: Of a map over its image, 0 to 1.
+
+        Returns:
+            HTML that is shown where it is the last expression of a cell; 32 probes at most.
+
+        Raises:
+            ValueError: There are more or fewer images than maps, or they are no images `(C, H, W)`.
+            KeyError: There is no such colormap.
+        """
+        count = len(self.targets)
+        if images is not None and len(self.input_size) != 2:
+            raise ValueError("images: of signals and volumes the maps are shown alone; leave the images out.")
+        shown = range(min(count, notebook.MOST_ROWS))
+        pictures = None if images is None else [_as_picture(images, probe, count) for probe in shown]
+        return notebook.map_table(
+            f"{self.task}, {count} probe{'s' * (count > 1)}",
+            [self._describe(probe, class_names) for probe in shown],
+            [self._column(layer, shown) for layer in self.cams],
+            pictures,
+            left_out=count - len(shown),
+            colormap=colormap,
+            opacity=opacity,
+        )
+
+    def _repr_html_(self) -> str:
+        """The maps alone, for notebooks; `show` draws them over the images."""
+        return self.show().html
+
+    def _column(self, layer: str, shown: range) -> notebook.MapColumn:
+        cams, extents, verdict = self.cams[layer][: len(shown)], self.extents.get(layer), self.health[layer]
+        maps = []
+        for probe in shown:
+            size = self.input_size if self.sizes is None else self.sizes[probe]
+            part = slice(probe, probe + 1)
+            own = None if extents is None else extents[part]
+            drawn = self._enlarged(cams[part], own, notebook.shown_size(size))
+            maps.append(notebook.flat_map(drawn[0].cpu().numpy()))
+        nothing = [self.absence if state is GradientState.ABSENT else "" for state in verdict.state]
+        texts = ["\n".join(verdict.remarks(probe)) or verdict.null_text(probe) or nothing[probe] for probe in shown]
+        return notebook.MapColumn(layer, " x ".join(map(str, cams.shape[1:])) + " cells", maps, texts)
+
+    def _describe(self, probe: int, names: Sequence[str] | None) -> str:
+        """What is said of a probe: what is explained, and what the model says."""
+
+        def name(index: int) -> str:
+            return names[index] if names is not None and 0 <= index < len(names) else f"class {index}"
+
+        lines = [f"probe {probe}"]
+        if self.task in ("classification", "multilabel"):
+            for what, index in (("explained", self.targets[probe]), ("predicted", self.predictions[probe])):
+                lines.append(f"{what}: {name(int(index))}, {float(self.probabilities[probe, index]):.2f}")
+        else:
+            lines.append(f"score {float(self.scores[probe]):.4g}")
+        return "\n".join(lines)
+
     def _enlarged(self, cams: Tensor, extents: Tensor | None, size: tuple[int, ...]) -> Tensor:
         return normalise(enlarge(cams, size, extents))
 
@@ -166,6 +265,18 @@ class CAMResult:
             own = enlarge(cams[part], (height, width), None if extents is None else extents[part])
             canvas[part, :height, :width] = normalise(own)
         return canvas
+
+
+def _as_picture(images: Tensor | Sequence[Tensor], probe: int, count: int) -> NDArray[Any]:
+    """One of the images that were given, on the host."""
+    if len(images) != count:
+        raise ValueError(f"images: there are {count} maps and {len(images)} images; give one a map.")
+    image = images[probe].detach()
+    image = image.unsqueeze(0) if image.ndim == 2 else image
+    if image.ndim != 3:
+        raise ValueError(f"images: expected (N, C, H, W), and each is of shape {tuple(image.shape)}.")
+    picture: NDArray[Any] = (image if image.dtype == torch.uint8 else image.float()).cpu().numpy()
+    return picture
 
 
 _ENLARGING = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -310,3 +421,43 @@ class Diagnosis:
     remedy: str
     cuts: tuple[Cut, ...] = ()
     bridges: frozenset[int] = frozenset()
+
+    @property
+    def path_states(self) -> list[str]:
+        """How the gradient stands at each step of the path: "alive", "zero", "cut here", "lost", ..."""
+        return [_state(step, self.path[place - 1] if place else None) for place, step in enumerate(self.path)]
+
+    def _repr_html_(self) -> str:
+        """The way of the gradient as a table, the lines to blame and what to do, for notebooks."""
+        steps = reversed(list(zip(self.path, self.path_states, strict=True)))
+        path = [
+            (
+                step.module or "(model)",
+                step.operation,
+                " x ".join(map(str, step.shape)),
+                "none" if step.gradient_norm is None else f"{step.gradient_norm:.2e}",
+                state,
+            )
+            for step, state in steps
+        ]
+        places = [(cut.cause, cut.location) for cut in self.cuts if cut.location is not None]
+        return notebook.diagnosis_table(
+            self.layer,
+            str(self.cause or "healthy"),
+            is_good=self.cause is None,
+            message=self.message,
+            path=[("", "score", "", "", "alive"), *path] if path else [],
+            blamed=[(f"{cause} · {place} in {place.function}", place.code) for cause, place in places],
+            remedy=self.remedy,
+        ).html
+
+
+def _state(step: PathStep, before: PathStep | None) -> str:
+    """How the gradient stands at a step; `before` is the step one nearer to the layer."""
+    if not step.alive:
+        return "cut here" if before is None or before.alive else "lost"
+    if step.gradient_norm is None:
+        return "not reached"
+    if step.gradient_norm == 0:
+        return "zero"
+    return "alive" if math.isfinite(step.gradient_norm) else "not finite"

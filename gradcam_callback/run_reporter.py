@@ -1,4 +1,4 @@
-"""What a run reports, with the trainer's step and epoch: alerts, notices, panels and scalars under their tags."""
+"""What a run reports, with its step and epoch: alerts, notices, panels and scalars under their tags."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from typing import Any
 
 import torch
 
-from gradcam_callback import trainer_context
 from gradcam_callback.errors import BadInputError, ForwardFailedError, GradientNullError
 from gradcam_callback.execution.probe_pass import ProbePassResult
-from gradcam_callback.lightning_api import LightningModule, Trainer
 from gradcam_callback.reporting import findings
 from gradcam_callback.reporting.alert_reporter import AlertReporter
 from gradcam_callback.reporting.alerts import Finding
@@ -24,6 +22,7 @@ from gradcam_callback.reporting.sinks.files import PanelFiles
 from gradcam_callback.reporting.sinks.sink import Sink
 from gradcam_callback.reporting.tags import Tags
 from gradcam_callback.results import CAMResult
+from gradcam_callback.run_context import RunContext
 from gradcam_callback.settings import Memory, Settings
 
 
@@ -39,26 +38,25 @@ class RunReporter:
         self._record_tags = memory.record_tags
         self._alerts = AlertReporter(settings.on_null, source_lines=settings.source_lines, alerts=memory.alerts)
 
-    def load_alerts(self, trainer: Trainer, records: Sequence[Mapping[str, Any]]) -> None:
+    def load_alerts(self, run: RunContext, records: Sequence[Mapping[str, Any]]) -> None:
         """Go on from the alerts of a checkpoint."""
-        with self.guard(trainer, "The alerts of the checkpoint could not be taken up"):
+        with self.guard(run, "The alerts of the checkpoint could not be taken up"):
             self._alerts.tracker.load(records)
 
-    def open(self, trainer: Trainer, tags: Tags) -> None:
+    def open(self, run: RunContext, tags: Tags) -> None:
         """Find out where to write. Every process has to call it."""
         sinks: list[Sink] = []
         try:
-            sinks = trainer_context.open_sinks(trainer)
+            sinks = run.open_sinks()
         except Exception as error:
             reason = f"There is no place to write to: {type(error).__name__}: {error}."
-            self.record(trainer, ["writing"], [findings.not_written([reason])])
+            self.record(run, ["writing"], [findings.not_written([reason])])
         recorder = Recorder(tags, self._record_tags)
-        silent = not trainer.is_global_zero
+        silent = not run.is_global_zero
         self._alerts.open(sinks, alerts_tag=tags.alerts, recorder=recorder, silent=silent)
         for sink in sinks:
             if isinstance(sink, PanelFiles):
-                where = f"the Grad-CAM panels and the recording are written under {sink.name}"
-                self.notice(trainer, f"There is no TensorBoardLogger: {where}.")
+                self.notice(run, run.files_notice.format(sink.name))
 
     @property
     def has_news(self) -> bool:
@@ -66,30 +64,30 @@ class RunReporter:
         return self._alerts.has_news
 
     def publish(
-        self, trainer: Trainer, panels: Mapping[str, Panel] | None = None, seen: SeenProbes | None = None
+        self, run: RunContext, panels: Mapping[str, Panel] | None = None, seen: SeenProbes | None = None
     ) -> None:
         """Write panels by their tags and a look at the probes, and say what was found and is new.
 
         Raises:
             GradientNullError: There is a null, and `on_null` is "raise".
         """
-        shown = panels if panels and trainer.is_global_zero else {}
-        own = seen if trainer.is_global_zero else None
-        self._alerts.publish(shown, own, step=trainer.global_step, epoch=trainer.current_epoch)
+        shown = panels if panels and run.is_global_zero else {}
+        own = seen if run.is_global_zero else None
+        self._alerts.publish(shown, own, step=run.step, epoch=run.epoch)
 
-    def log_scalars(self, trainer: Trainer, pl_module: LightningModule, scalars: Mapping[str, float]) -> None:
+    def log_scalars(self, run: RunContext, scalars: Mapping[str, float]) -> None:
         """Log scalars for other callbacks and for every logger."""
-        errors = trainer_context.log_scalars(trainer, pl_module, dict(scalars))
-        self.record(trainer, ["logging"], [findings.not_logged(error) for error in errors[:1]])
+        errors = run.log_scalars(dict(scalars))
+        self.record(run, ["logging"], [findings.not_logged(error) for error in errors[:1]])
 
-    def close(self, trainer: Trainer, kept: KeptPanels | None = None) -> None:
+    def close(self, run: RunContext, kept: KeptPanels | None = None) -> None:
         """Bring to the disk what waits, and panels that were kept for the end; end the thread."""
-        if kept is not None and trainer.is_global_zero:
+        if kept is not None and run.is_global_zero:
             self._alerts.publish(kept.panels, step=kept.step, epoch=kept.epoch)
-        self._alerts.close(step=trainer.global_step, epoch=trainer.current_epoch)
+        self._alerts.close(step=run.step, epoch=run.epoch)
 
     @contextmanager
-    def guard(self, trainer: Trainer, what: str) -> Iterator[None]:
+    def guard(self, run: RunContext, what: str) -> Iterator[None]:
         """Make an alert of what goes wrong inside; see Note [Harmless hooks] in `callback`."""
         try:
             yield
@@ -97,15 +95,26 @@ class RunReporter:
             raise
         except Exception as error:
             try:
-                self.record(trainer, ["callback"], [findings.failed("callback", what, error)])
+                self.record(run, ["callback"], [findings.failed("callback", what, error)])
             except Exception:  # it is the record of alerts itself that fails
                 warn_of(what, error)
 
-    def record(self, trainer: Trainer, subjects: Sequence[str], found: Sequence[Finding]) -> None:
-        """Take in what was found about these subjects."""
-        self._alerts.record(subjects, found, step=trainer.global_step, epoch=trainer.current_epoch)
+    @contextmanager
+    def harmless(self, run: RunContext, what: str) -> Iterator[None]:
+        """As `guard`, and publish the alert."""
+        failed = True
+        with self.guard(run, what):
+            yield
+            failed = False
+        if failed:
+            with self.guard(run, "The alerts could not be published"):
+                self.publish(run)
 
-    def record_health(self, trainer: Trainer, result: ProbePassResult, titles: Sequence[str]) -> None:
+    def record(self, run: RunContext, subjects: Sequence[str], found: Sequence[Finding]) -> None:
+        """Take in what was found about these subjects."""
+        self._alerts.record(subjects, found, step=run.step, epoch=run.epoch)
+
+    def record_health(self, run: RunContext, result: ProbePassResult, titles: Sequence[str]) -> None:
         """Take in what a probe pass says of the gradients, of memory and of weights."""
         found = findings.find_nulls(result.results, titles, result.diagnoses)
         if result.diagnosis_failure is not None:
@@ -115,27 +124,27 @@ class RunReporter:
         if result.modified_weights:
             found.append(findings.weights_modified(result.modified_weights))
         subjects = ["forward", "diagnosis", "memory", "weights", *result.results[0].health]
-        self.record(trainer, subjects, found)
+        self.record(run, subjects, found)
 
-    def record_doubts(self, trainer: Trainer, renderer: PassRenderer, result: ProbePassResult) -> bool:
+    def record_doubts(self, run: RunContext, renderer: PassRenderer, result: ProbePassResult) -> bool:
         """Take in what makes it doubtful that the panels show what they seem to; whether they can be drawn."""
         style, channels = renderer.style, renderer.probes.displayed.shape[1]
         is_embedding = result.output.is_embedding
         doubts = findings.classes_in_doubt(style.class_names, result.results[0], is_embedding=is_embedding)
-        self.record(trainer, ["channels", "classes"], findings.hidden_channels(channels, style.channels) + doubts)
+        self.record(run, ["channels", "classes"], findings.hidden_channels(channels, style.channels) + doubts)
         return not doubts
 
-    def record_failure(self, trainer: Trainer, error: Exception, titles: Sequence[str]) -> None:
+    def record_failure(self, run: RunContext, error: Exception, titles: Sequence[str]) -> None:
         """Take in that a probe pass failed."""
         if isinstance(error, ForwardFailedError):
             finding = Finding.of(error.diagnosis, titles, subject="forward")
         else:
             finding = findings.failed("callback", "The probe pass failed", error)
-        self.record(trainer, ["callback", "forward"], [finding])
+        self.record(run, ["callback", "forward"], [finding])
 
-    def notice(self, trainer: Trainer, text: str) -> None:
+    def notice(self, run: RunContext, text: str) -> None:
         """Say once, in the log, what is no alarm; nothing where the text is empty."""
-        if text and trainer.is_global_zero:
+        if text and run.is_global_zero:
             self._alerts.notice(text)
 
 

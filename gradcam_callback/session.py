@@ -1,4 +1,4 @@
-"""One run of a Trainer: the dry run, the capture of the probes, the probe passes, and what is reported of them."""
+"""One run: the dry run, the capture of the probes, the probe passes, and what is reported of them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from gradcam_callback import trainer_context
 from gradcam_callback.engine.layer_listing import ListedLayer
 from gradcam_callback.engine.layers import AUTO
 from gradcam_callback.engine.sanity import Progress, SanityResult
 from gradcam_callback.errors import BadInputError, UnknownSpaceError
 from gradcam_callback.execution.probe_pass import ProbePassResult
-from gradcam_callback.lightning_api import LightningModule, Trainer, TrainerFn
 from gradcam_callback.measuring import Measuring
 from gradcam_callback.notices import notices_of
 from gradcam_callback.probe_capture import ProbeCapture
@@ -28,12 +26,13 @@ from gradcam_callback.reporting.pass_renderer import PassRenderer
 from gradcam_callback.reporting.recorder import SeenProbes
 from gradcam_callback.reporting.tags import Tags
 from gradcam_callback.results import Diagnosis
+from gradcam_callback.run_context import RunContext
 from gradcam_callback.run_reporter import RunReporter, health_scalars
 from gradcam_callback.settings import Memory, Settings
 
 
 class Session:
-    """What one callback does in one run of a Trainer (`fit`, `validate` or `test`).
+    """What one callback does in one run (`fit`, `validate` or `test`), or a watch in a loop of the user's own.
 
     Args:
         settings: The options of the callback.
@@ -43,7 +42,6 @@ class Session:
 
     Attributes:
         awaits_dry_run: Whether nothing was explained yet, and a training is about to begin.
-        is_open: Whether it is known where to write.
         reporter: Of what is found.
     """
 
@@ -61,67 +59,69 @@ class Session:
         self._capture = ProbeCapture(settings.source, self._prober.capture_options)
         self._probes: ProbeSet | None = None
         self._measuring = Measuring(settings, self._prober, self.reporter)
-        self.is_open = False
+        self._is_open = False
         self._has_given_up = False
         self._held = 0.0  # seconds of this validation
 
     @contextmanager
-    def guard(self, trainer: Trainer, what: str) -> Iterator[None]:
-        """Make an alert of what goes wrong inside; see Note [Harmless hooks] in `callback`."""
-        with self.reporter.guard(trainer, what):
+    def guard(self, run: RunContext, what: str) -> Iterator[None]:
+        """Make an alert of what goes wrong inside, and publish it; see Note [Harmless hooks] in `callback`."""
+        with self.reporter.harmless(run, what):
             try:
                 yield
             except BadInputError as error:
-                if not self._accepts(trainer, error):
+                if not self._accepts(run, error):
                     raise
+                if self._is_open:  # or else the alert waits until it is known where it is written
+                    self.reporter.publish(run)
 
-    def _accepts(self, trainer: Trainer, error: Exception) -> bool:
+    def _accepts(self, run: RunContext, error: Exception) -> bool:
         """Whether an error says why there are no maps, and the run goes on without."""
         if self._refuses or not isinstance(error, BadInputError):
             return False
-        self._give_up(trainer, str(error))
+        self._give_up(run, str(error))
         return True
 
-    def _give_up(self, trainer: Trainer, reason: str) -> None:
+    def _give_up(self, run: RunContext, reason: str) -> None:
         """Go on without maps."""
         self._has_given_up, self.awaits_dry_run, self._probes = True, False, None
         self._capture.drop()
-        self.reporter.record(trainer, ["run"], [findings.no_maps(reason)])
+        self.reporter.record(run, ["run"], [findings.no_maps(reason)])
 
     # Before the first step
 
-    def bind_model(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def bind_model(self, run: RunContext) -> None:
         """Find the layers in the model.
 
         Raises:
             BadInputError: There is no such layer, or no such method.
         """
-        self._capture.processes = trainer_context.processes_of(trainer)
-        self._prober.bind_model(pl_module, self._capture.processes)
+        self._capture.processes = run.processes
+        self._prober.bind_model(run.model, self._capture.processes)
 
-    def open(self, trainer: Trainer) -> None:
+    def open(self, run: RunContext) -> None:
         """Find out where to write, and take up what a checkpoint holds of the training that goes on."""
-        if self.is_open:
+        if self._is_open:
             return
-        self.is_open = True
-        fits = trainer.state.fn == TrainerFn.FITTING
+        self._is_open = True
+        fits = run.stage == "fit"
         if fits:
             self._memory.resume()
-            self.reporter.load_alerts(trainer, self._memory.training.get("alerts", []))
-        self.reporter.open(trainer, self._tags(trainer))
-        reason = trainer_context.unsupported_reason(trainer)
+            self.reporter.load_alerts(run, self._memory.training.get("alerts", []))
+        self.reporter.open(run, self._tags(run))
+        reason = run.unsupported_reason
         if reason is not None:
-            self.reporter.record(trainer, ["strategy"], [findings.unsupported_strategy(reason)])
-        elif fits and not trainer.enable_validation:
-            self._give_up(trainer, findings.NO_VALIDATION)
+            self.reporter.record(run, ["strategy"], [findings.unsupported_strategy(reason)])
+        elif fits and not run.has_validation:
+            self._give_up(run, findings.NO_VALIDATION)
         self.awaits_dry_run = fits and reason is None and not self._has_given_up
-        self.reporter.publish(trainer)
+        self.reporter.publish(run)
 
-    def preview(self, trainer: Trainer, pl_module: LightningModule, batch: Any, dataloader_idx: int | None) -> None:
+    def preview(self, run: RunContext, batch: Any, dataloader_idx: int | None) -> None:
         """Copy images for the dry run out of a batch."""
-        self._capture.preview(trainer, pl_module, batch, dataloader_idx)
+        self._capture.preview(run, batch, dataloader_idx)
 
-    def dry_run(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def dry_run(self, run: RunContext) -> None:
         """Explain the images of the first batch there is, before anything is trained, and write nothing of it.
 
         Raises:
@@ -129,7 +129,7 @@ class Session:
                 no logits that can be found, no such labels or regions, statistics for other channels.
             GradientNullError: There is a null, and `on_null` is "raise".
         """
-        probes = self._capture.take_preview(trainer) if self.awaits_dry_run else None
+        probes = self._capture.take_preview(run) if self.awaits_dry_run else None
         if probes is None:
             return
         self.awaits_dry_run = False
@@ -138,15 +138,15 @@ class Session:
             check_entry(self._settings.regions, probes)
         try:
             renderer = self._renderer(probes)
-            result = self._explain(trainer, pl_module, renderer)
-            if self.reporter.record_doubts(trainer, renderer, result):
-                self._prober.panels(trainer, result, renderer)
+            result = self._explain(run, renderer)
+            if self.reporter.record_doubts(run, renderer, result):
+                self._prober.panels(run, result, renderer)
         except Exception as error:
             if isinstance(error, BadInputError) and not isinstance(error, UnknownSpaceError):
                 raise
-            if not self._accepts(trainer, error):
-                self.reporter.record_failure(trainer, error, self._prober.titles(probes))
-        self.reporter.publish(trainer)
+            if not self._accepts(run, error):
+                self.reporter.record_failure(run, error, self._prober.titles(probes))
+        self.reporter.publish(run)
 
     # Probes
 
@@ -155,13 +155,12 @@ class Session:
         """Whether the capture has been begun and is not complete."""
         return self._capture.wants_batches
 
-    def start_collecting(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def start_collecting(self, run: RunContext) -> None:
         """Begin to capture the probes, where there are none yet."""
         self._held = 0.0
-        is_possible = not self._has_given_up and trainer_context.unsupported_reason(trainer) is None
-        if self._probes is None and is_possible:
-            resumes = trainer.state.fn == TrainerFn.FITTING
-            self._capture.start(trainer, pl_module, self._memory.training.get("indices") if resumes else None)
+        if self._probes is None and not self._has_given_up and run.unsupported_reason is None:
+            resumes = run.stage == "fit"
+            self._capture.start(run, self._memory.training.get("indices") if resumes else None)
 
     def collect(self, batch: Any, dataloader_idx: int) -> None:
         """Copy the samples that are wanted out of a batch."""
@@ -169,34 +168,34 @@ class Session:
         self._capture.add(batch, dataloader_idx)
         self._held += time.perf_counter() - started
 
-    def _finish_capture(self, trainer: Trainer) -> None:
+    def _finish_capture(self, run: RunContext) -> None:
         """Take what was captured. What cannot be used is an alert: it is too late to refuse it."""
         if not self._capture.is_collecting:
             return
         try:
-            probes = self._capture.finish(trainer)
+            probes = self._capture.finish(run)
             if len(probes):
                 self._prober.targets(probes)
         except Exception as error:
-            if not self._accepts(trainer, error):
+            if not self._accepts(run, error):
                 failed = findings.failed("probes", "There are no probes", error)
-                self.reporter.record(trainer, ["probes"], [failed])
+                self.reporter.record(run, ["probes"], [failed])
             return
         if len(probes) == 0 and not probes.missing:
-            return self.reporter.notice(trainer, "No sample passed in the validation, so there are no probes yet.")
+            return self.reporter.notice(run, "No sample passed in the validation, so there are no probes yet.")
         found = [findings.probes_missing(probes.missing)] if probes.missing else []
         if len(probes):
             self._probes = self._memory.probes = probes
-            if trainer.state.fn == TrainerFn.FITTING and not self._memory.keep_probes(probes):
+            if run.stage == "fit" and not self._memory.keep_probes(probes):
                 found = [findings.probes_changed()]
-            self._measuring.begin(trainer, probes)
-        self.reporter.record(trainer, ["probes"], found)
+            self._measuring.begin(run, probes)
+        self.reporter.record(run, ["probes"], found)
         for notice in probes.notices:
-            self.reporter.notice(trainer, notice)
+            self.reporter.notice(run, notice)
 
     # Probe passes
 
-    def probe(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def probe(self, run: RunContext) -> None:
         """End a validation: explain the probes if it is time, and write panels, scalars and alerts.
 
         Whatever goes wrong becomes an alert; the training goes on.
@@ -205,63 +204,61 @@ class Session:
             GradientNullError: There is a null, and `on_null` is "raise".
         """
         started = time.perf_counter()
-        self.open(trainer)
-        self._finish_capture(trainer)
-        if self._has_given_up or not self._is_due(trainer):
-            return self.reporter.publish(trainer)
+        self.open(run)
+        self._finish_capture(run)
+        if self._has_given_up or not self._is_due(run):
+            return self.reporter.publish(run)
         maps = len(self.layers) * len(self._prober.titles(self._probes))
         if self._probes is None:
             # For other callbacks that watch it and would end the run without; no logger is told.
-            missing = {self._tags(trainer).null_gradients: float(maps)}
-            pl_module.log_dict(missing, logger=False, sync_dist=trainer.world_size > 1)
-            return self.reporter.publish(trainer)
+            missing = {self._tags(run).null_gradients: float(maps)}
+            run.show_scalars(missing)
+            return self.reporter.publish(run)
         drawn: dict[str, list[Panel]] = {}
         seen: SeenProbes | None = None
-        scalars = {self._tags(trainer).null_gradients: float(len(self._probes) * maps)}
-        scalars[self._tags(trainer).empty_maps] = 0.0
+        scalars = {self._tags(run).null_gradients: float(len(self._probes) * maps)}
+        scalars[self._tags(run).empty_maps] = 0.0
         try:
             renderer = self._renderer(self._probes, draws=self._schedule.draws)
-            result = self._explain(trainer, pl_module, renderer)
+            result = self._explain(run, renderer)
             self._memory.last_result = result.results[0]
-            scalars = health_scalars(result.results, self._tags(trainer))  # under other tags if "auto" has chosen
-            seen = self._measuring.measured(trainer, pl_module, result, self._prober.seen(result, renderer))
-            scalars |= measure_scalars(seen.look, self._tags(trainer))
-            is_plain = self.reporter.record_doubts(trainer, renderer, result)
+            scalars = health_scalars(result.results, self._tags(run))  # under other tags if "auto" has chosen
+            seen = self._measuring.measured(run, result, self._prober.seen(result, renderer))
+            scalars |= measure_scalars(seen.look, self._tags(run))
+            is_plain = self.reporter.record_doubts(run, renderer, result)
             if is_plain and self._schedule.is_due(seen.look, has_news=self.reporter.has_news):
-                drawn = self._prober.panels(trainer, result, renderer)
-            self.reporter.record(trainer, ["callback"], [])
+                drawn = self._prober.panels(run, result, renderer)
+            self.reporter.record(run, ["callback"], [])
         except Exception as error:
             self._schedule.forget()
-            if self._accepts(trainer, error):
-                return self.reporter.publish(trainer)
-            self.reporter.record_failure(trainer, error, self._prober.titles(self._probes))
-        scalars[self._tags(trainer).seconds] = self._held + time.perf_counter() - started
-        self.reporter.log_scalars(trainer, pl_module, scalars)
-        panels = self._tags(trainer).panels(drawn)
-        self.reporter.publish(trainer, self._schedule.take(panels, trainer.global_step, trainer.current_epoch), seen)
+            if self._accepts(run, error):
+                return self.reporter.publish(run)
+            self.reporter.record_failure(run, error, self._prober.titles(self._probes))
+        scalars[self._tags(run).seconds] = self._held + time.perf_counter() - started
+        self.reporter.log_scalars(run, scalars)
+        panels = self._tags(run).panels(drawn)
+        self.reporter.publish(run, self._schedule.take(panels, run.step, run.epoch), seen)
 
-    def close(self, trainer: Trainer) -> None:
+    def close(self, run: RunContext) -> None:
         """Bring to the disk what waits, and end the thread."""
-        self.reporter.close(trainer, self._schedule.take_kept())
+        self.reporter.close(run, self._schedule.take_kept())
 
-    def diagnose(self, trainer: Trainer, pl_module: LightningModule) -> list[tuple[str, Diagnosis]]:
+    def diagnose(self, run: RunContext) -> list[tuple[str, Diagnosis]]:
         """Diagnose each layer for each target; see `GradCAMCallback.diagnose`."""
-        self.bind_model(trainer, pl_module)
-        return self._prober.diagnose(trainer, pl_module, self._captured(trainer))
+        self.bind_model(run)
+        return self._prober.diagnose(run, self._captured(run))
 
-    def check_weights(
-        self, trainer: Trainer, pl_module: LightningModule, progress: Progress | None
-    ) -> list[SanityResult]:
+    def check_weights(self, run: RunContext, progress: Progress | None) -> list[SanityResult]:
         """Whether the maps depend on the weights; see `GradCAMCallback.check_weights`."""
-        self.bind_model(trainer, pl_module)
-        return self._prober.check_weights(trainer, pl_module, self._captured(trainer), progress)
+        self.bind_model(run)
+        return self._prober.check_weights(run, self._captured(run), progress)
 
-    def list_layers(self, trainer: Trainer, pl_module: LightningModule) -> list[ListedLayer]:
+    def list_layers(self, run: RunContext) -> list[ListedLayer]:
         """List the layers of the model; see `GradCAMCallback.list_layers`."""
-        return self._prober.list_layers(trainer, pl_module, self._captured(trainer))
+        return self._prober.list_layers(run, self._captured(run))
 
-    def _captured(self, trainer: Trainer) -> ProbeSet:
-        self._finish_capture(trainer)
+    def _captured(self, run: RunContext) -> ProbeSet:
+        self._finish_capture(run)
         if self._probes is None:
             last = [str(alert) for alert in self._memory.alerts[-1:]]
             raise BadInputError(*(last or ["No sample passed in the validation to take probes from."]))
@@ -270,22 +267,22 @@ class Session:
     def _renderer(self, probes: ProbeSet, *, draws: bool = True) -> PassRenderer:
         return PassRenderer(probes, self._settings.style_for(probes), draws=draws)
 
-    def _explain(self, trainer: Trainer, pl_module: LightningModule, renderer: PassRenderer) -> ProbePassResult:
+    def _explain(self, run: RunContext, renderer: PassRenderer) -> ProbePassResult:
         """One probe pass, and what it tells of gradients, memory, weights and probes on record."""
         probes = renderer.probes
         is_chosen = self.layers != (AUTO,)
-        result = self._prober.explain(trainer, pl_module, probes, renderer)
+        result = self._prober.explain(run, probes, renderer)
         for notice in notices_of(self._prober, probes, result, chosen_now=not is_chosen):
-            self.reporter.notice(trainer, notice)
-        self.reporter.record_health(trainer, result, self._prober.titles(probes))
+            self.reporter.notice(run, notice)
+        self.reporter.record_health(run, result, self._prober.titles(probes))
         return result
 
-    def _is_due(self, trainer: Trainer) -> bool:
+    def _is_due(self, run: RunContext) -> bool:
         """Whether this validation has a probe pass: each one of an epoch that is due, and outside of `fit` always."""
-        if trainer.state.fn != TrainerFn.FITTING:
+        if run.stage != "fit":
             return True
-        epoch, last = trainer.current_epoch, self._memory.training.get("epoch")
-        if last is not None and last != epoch and epoch - last < self._settings.every_n_epochs:
+        epoch, last = run.epoch, self._memory.training.get("epoch")
+        if last is not None and last != epoch and abs(epoch - last) < self._settings.every_n_epochs:
             return False
         self._memory.training["epoch"] = epoch
         return True
@@ -295,6 +292,6 @@ class Session:
         """The full names of the layers; before "auto" has chosen, "auto"."""
         return self._prober.layers
 
-    def _tags(self, trainer: Trainer) -> Tags:
+    def _tags(self, run: RunContext) -> Tags:
         earlier = [session.layers for session in self._earlier]
-        return Tags(self.layers, earlier, trainer_context.stage_of(trainer))
+        return Tags(self.layers, earlier, run.stage)

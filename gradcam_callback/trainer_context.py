@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
-from torch import nn
+import torch
 from torch.utils.data import IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -25,15 +27,18 @@ from gradcam_callback.lightning_api import (
     LightningDataModule,
     LightningModule,
     Logger,
+    RichProgressBar,
     TensorBoardLogger,
     Trainer,
     TrainerFn,
     each,
     overrides,
 )
+from gradcam_callback.probes import CaptureContext
 from gradcam_callback.reporting.sinks.files import AlertFile, PanelFiles, RecordingFile, run_folder
 from gradcam_callback.reporting.sinks.sink import Sink
 from gradcam_callback.reporting.sinks.tensorboard import TensorBoardSink, ensure_space_in_events
+from gradcam_callback.run_context import RunContext
 
 _BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
@@ -80,6 +85,101 @@ def deals_samples_out(loader: Any) -> bool:
     dataset, batches = getattr(loader, "dataset", None), getattr(loader, "batch_sampler", None)
     samplers = (getattr(loader, "sampler", None), getattr(batches, "sampler", None))
     return isinstance(dataset, IterableDataset) or any(isinstance(one, DistributedSampler) for one in samplers)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainerContext(RunContext):
+    """What a session asks, of a Trainer and its model.
+
+    Attributes:
+        trainer: The Trainer.
+        model: The model, as Lightning hands it to hooks.
+    """
+
+    files_notice: ClassVar[str] = (
+        "There is no TensorBoardLogger: the Grad-CAM panels and the recording are written under {}."
+    )
+
+    trainer: Trainer
+    model: LightningModule
+
+    @property
+    def step(self) -> int:
+        """`trainer.global_step`."""
+        return self.trainer.global_step
+
+    @property
+    def epoch(self) -> int:
+        """`trainer.current_epoch`."""
+        return self.trainer.current_epoch
+
+    @property
+    def stage(self) -> str:
+        """As of `stage_of`."""
+        return stage_of(self.trainer)
+
+    @property
+    def processes(self) -> ProcessGroup:
+        """As of `processes_of`."""
+        return processes_of(self.trainer)
+
+    @property
+    def device(self) -> torch.device:
+        """That of the strategy."""
+        return self.trainer.strategy.root_device
+
+    @property
+    def unsupported_reason(self) -> str | None:
+        """As of the function of this name."""
+        return unsupported_reason(self.trainer)
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether the training validates."""
+        return self.trainer.enable_validation
+
+    @property
+    def shows_progress(self) -> bool:
+        """Where the Trainer shows one; but not beside rich's, since of two that move the cursor neither can be read."""
+        bar = self.trainer.progress_bar_callback
+        return self.is_global_zero and bar is not None and not isinstance(bar, each(RichProgressBar))
+
+    def forward_context(self) -> AbstractContextManager[Any]:
+        """That of the precision plugin."""
+        return self.trainer.precision_plugin.forward_context()
+
+    def convert_input(self, images: Any) -> Any:
+        """As the precision plugin does it."""
+        return self.trainer.precision_plugin.convert_input(images)
+
+    def replica_options(self, method: str) -> ReplicaOptions:
+        """As of the function of this name."""
+        return replica_options(self.trainer, method)
+
+    def capture_context(self, positions: Sequence[int] | None, **options: Any) -> CaptureContext:
+        """Of the loaders that are validated or tested with, which have to be in place."""
+        loaders = evaluation_loaders(self.trainer)
+        several = any(map(deals_samples_out, loaders))
+        return CaptureContext(
+            datasets=[getattr(loader, "dataset", None) for loader in loaders],
+            positions=positions,
+            rank=self.trainer.global_rank if several else 0,
+            world_size=self.trainer.world_size if several else 1,
+            apply_batch_hooks=batch_hooks(self.trainer, self.model),
+            **options,
+        )
+
+    def open_sinks(self) -> list[Sink]:
+        """As of the function of this name."""
+        return open_sinks(self.trainer)
+
+    def log_scalars(self, scalars: dict[str, float]) -> list[Exception]:
+        """As of the function of this name."""
+        return log_scalars(self.trainer, self.model, scalars)
+
+    def show_scalars(self, scalars: dict[str, float]) -> None:
+        """For callbacks that watch them; no logger is told."""
+        self.model.log_dict(scalars, logger=False, sync_dist=self.trainer.world_size > 1)
 
 
 # A view of the Trainer
@@ -136,19 +236,8 @@ def replica_options(trainer: Trainer, method: str = entry_point.FORWARD) -> Repl
         if experiment is not None:
             substitutes.append((experiment, DummyLogger().experiment))
     shared = (*each(Trainer), *each(LightningDataModule), *each(Logger))
-    prepare = partial(_prepare, method)
+    prepare = partial(entry_point.adapt, name=method)
     return ReplicaOptions(substitutes=tuple(substitutes), shared_types=shared, prepare=prepare)
-
-
-def _prepare(method: str, model: nn.Module) -> None:
-    entry_point.adapt(model, method)
-    for module in model.modules():
-        if isinstance(module, each(LightningModule)):
-            vars(module).update(log=_log_nothing, log_dict=_log_nothing)
-
-
-def _log_nothing(*args: Any, **kwargs: Any) -> None:
-    """In place of `LightningModule.log` and `log_dict`."""
 
 
 # Batch-transfer hooks

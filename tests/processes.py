@@ -17,13 +17,14 @@ import torch
 import torch.nn.functional as F
 from conftest import make_run
 from lightning.pytorch.strategies import ModelParallelStrategy
-from models import Classifier, Spots, detached
-from torch import Tensor
+from models import Classifier, Network, Spots, detached
+from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, default_collate
 
-from gradcam_callback import GradCAMCallback, GradientNullError
+from gradcam_callback import GradCAMCallback, GradCAMWatch, GradientNullError
 
 LAYER = "model.stage"
 DDP = {"strategy": "ddp_find_unused_parameters_true", "devices": 2, "max_epochs": 2}
@@ -135,6 +136,48 @@ def fit(
     }
 
 
+def loop(folder: Path, wrap: Callable[[Network], nn.Module], looks: bool = True) -> dict[str, Any]:
+    """A loop without a Trainer, with a look after each of three steps, in every process."""
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
+    torch.manual_seed(0)
+    network = Network()
+    model = wrap(network)
+    SEEN.clear()
+    network.register_forward_pre_hook(lambda _, args: SEEN.append(len(args[0])))
+    probes = torch.stack([Spots()[index][0] for index in range(5)])
+    watch = GradCAMWatch(model, probes, folder, target_layers="stage") if looks else None
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for step in range(3):
+        images, labels = default_collate([Spots()[8 * step + torch.distributed.get_rank()]] * 8)
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if watch is not None:
+            watch.look(step)
+    if watch is not None:
+        watch.close()
+    result = None if watch is None else watch.last_result
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    whole = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in tensors.items()}
+    return {
+        "weights": {name: tensor.detach().clone() for name, tensor in whole.items()},
+        "cams": None if result is None else dict(result.cams),
+        "images": probes,
+        "seen": list(SEEN),
+    }
+
+
+def whole(network: Network) -> nn.Module:
+    return DistributedDataParallel(network, find_unused_parameters=True)
+
+
+def sharded(network: Network) -> nn.Module:
+    for part in (network.stem, network.stage, network.fc):
+        fully_shard(part)
+    return fully_shard(network)
+
+
 def cb(probes: Any = 5, **options: Any) -> GradCAMCallback:
     return GradCAMCallback(options.pop("target_layers", LAYER), probes, **options)
 
@@ -179,6 +222,10 @@ SCENES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "ddp_positions_of_stream": lambda folder: fit(folder, cb([3]), Classifier(), DataLoader(ShardedStream(), 8)),
     "ddp_lists": lambda folder: fit(folder, cb(), Padding(), crops(16), crops(48)),
     "ddp_methods": lambda folder: fit(folder, cb(**ON_REQUEST), Classifier()),
+    "ddp_loop": lambda folder: loop(folder, whole),
+    "ddp_loop_without": lambda folder: loop(folder, whole, looks=False),
+    "fsdp_loop": lambda folder: loop(folder, sharded),
+    "fsdp_loop_without": lambda folder: loop(folder, sharded, looks=False),
     "fsdp_methods": lambda folder: fit(folder, cb(**ON_REQUEST), Sharded(), **fsdp()),
     "fsdp": lambda folder: fit(folder, cb(target=["predicted", "label"]), Sharded(), **fsdp()),
     "fsdp_without": lambda folder: fit(folder, None, Sharded(), **fsdp()),

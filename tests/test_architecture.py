@@ -13,7 +13,7 @@ PACKAGE = Path(gradcam_callback.__file__).parent
 
 # From the lowest layer of imports to the highest. What stands in one line does not import each other.
 LAYERS = [
-    {"causes", "frameworks", "measures", "source_lines", "viewer"},
+    {"causes", "frameworks", "measures", "notebook", "progress", "source_lines", "viewer"},
     {"recording"},
     {"results"},
     {"errors"},
@@ -23,27 +23,23 @@ LAYERS = [
     {"diagnosis", "probes"},
     {"execution", "reporting"},
     {"lightning_api"},
-    {"settings", "trainer_context"},
-    {"probe_capture", "prober", "run_reporter"},
+    {"settings", "run_context"},
+    {"loop_context", "probe_capture", "prober", "run_reporter", "trainer_context"},
     {"measuring", "notices"},
     {"session"},
-    {"callback"},
-    {"attach", "check"},
+    {"callback", "report", "watch"},
+    {"attach", "check", "explaining"},
     {"demo"},
-    {"benchmark", "doctor", "report", "tensorboard_plugin"},
+    {"benchmark", "doctor", "tensorboard_plugin"},
     {"cli"},
 ]
 KNOW_LIGHTNING = {
     "lightning_api",
     "trainer_context",
-    "probe_capture",
-    "prober",
-    "run_reporter",
-    "measuring",
-    "session",
     "callback",
     "attach",
     "check",
+    "explaining",
     "doctor",
     "cli",
 }

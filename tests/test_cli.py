@@ -68,7 +68,7 @@ def test_no_arguments_print_the_help(say):
     assert say("--help") == (0, out, "")
 
 
-@pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "doctor", "layers"])
+@pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "doctor", "layers", "explain"])
 def test_help_documents_every_option_of_the_callback(say, subcommand):
     code, out, _ = say(subcommand, "--help")
     assert code == 0

@@ -168,3 +168,12 @@ def test_the_command_writes_tables_and_marks_what_does_not_beat_the_edge_filter(
         [line] = [line for line in section.splitlines() if line.startswith(f"| {OURS} | {row['explainer']} |")]
         cell = line.split("|")[3 + list(edges).index(row["case"])]
         assert (" †" in cell) == (row["energy"] <= edges[row["case"]])
+
+
+def test_a_margin_lies_around_what_is_small() -> None:
+    truth = torch.zeros(1, 64, 64, dtype=torch.bool)
+    truth[0, 20:28, 0:8] = True
+    grown = measuring._grown(truth)
+    assert grown[0, 16:32, 0:12].all()
+    assert int(grown.sum()) == 16 * 12
+    assert torch.equal(measuring._grown(~truth), ~truth)

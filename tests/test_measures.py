@@ -110,6 +110,18 @@ def test_the_pointing_game_asks_where_the_largest_value_is() -> None:
     np.testing.assert_array_equal(np.isnan(weights.energy_inside(given)), [[False, False, True, True]])
 
 
+def test_of_equal_cells_the_middle_one_points() -> None:
+    """An enlarged map is level within half a cell of the border."""
+    mask = np.zeros((8, 8), bool)
+    mask[1, 1] = True
+    level = np.zeros((1, 1, 8, 8), np.float32)
+    level[..., :3, :3] = 1
+    weights = RegionWeights.of(Regions((mask,)), (8, 8))
+    assert weights.pointing_game(level).item() == 1
+    level[..., 1, 1] = 0  # a ring: its middle is none of its cells
+    assert weights.pointing_game(level).item() == 0
+
+
 def test_the_pointing_game_leaves_out_what_is_no_image() -> None:
     given = np.zeros((1, 1, 4, 4), np.float32)
     given[..., 3, 3], given[..., 1, 1] = 9, 1

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from gradcam_callback import GradCAMCallback, GradientNullError, read_run
 from gradcam_callback.cli import main
 from gradcam_callback.reporting.panels import PanelRenderer
+from gradcam_callback.trainer_context import TrainerContext
 
 MakeRun = Callable[..., Run]
 
@@ -122,7 +123,8 @@ def test_an_alert_of_something_else_is_a_change(run: MakeRun) -> None:
 
         def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
             if trainer.current_epoch == 2:
-                with fit.callback._session_of(trainer).reporter.guard(trainer, "Something broke"):
+                session, moment = fit.callback._session_of(trainer), TrainerContext(trainer, pl_module)
+                with session.reporter.guard(moment, "Something broke"):
                     raise RuntimeError("on purpose")
 
     fit = run(cb("when something changed"), Still(), max_epochs=5, callbacks=[Strange()])

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Events
-from models import Classifier, Spots
+from models import Classifier, Network, Spots
 from processes import Crops, Padding
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
@@ -59,7 +59,7 @@ class Stage:
 @pytest.fixture(scope="module")
 def ddp(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     names = ["", "_no_logger", "_without", "_auto", "_one_probe", "_detached", "_raise", "_forward_fails", "_memory"]
-    names += ["_subset", "_stream", "_positions_of_stream", "_lists", "_methods"]
+    names += ["_subset", "_stream", "_positions_of_stream", "_lists", "_methods", "_loop", "_loop_without"]
     return Stage(tmp_path_factory.mktemp("ddp"), [f"ddp{name}" for name in names])
 
 
@@ -67,7 +67,7 @@ def ddp(tmp_path_factory: pytest.TempPathFactory) -> Stage:
 def fsdp(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     if not hasattr(torch.cpu.Stream, "record_event"):
         pytest.skip("FSDP2 of this version of torch does not run on a CPU")
-    names = ["", "_without", "_auto", "_detached", "_forward_fails", "_methods"]
+    names = ["", "_without", "_auto", "_detached", "_forward_fails", "_methods", "_loop", "_loop_without"]
     return Stage(tmp_path_factory.mktemp("fsdp"), [f"fsdp{name}" for name in names])
 
 
@@ -271,6 +271,41 @@ def test_a_null_of_a_sharded_model_is_diagnosed(fsdp: Stage) -> None:
 def test_a_sharded_model_that_raises_goes_on_training(fsdp: Stage) -> None:
     for seen in fsdp.both("fsdp_forward_fails"):
         assert seen["alerts"] == [("raised", "forward", "forward_failed", 0)]
+
+
+# Without a Trainer
+
+
+def test_in_a_loop_under_ddp_the_first_process_looks_alone(ddp: Stage) -> None:
+    first, second = ddp.both("ddp_loop")
+    assert_loop_is_explained(first)
+    assert second["cams"] is None
+    assert (first["seen"].count(5), second["seen"]) == (4, [8, 8, 8])  # a dry run and three looks, of all probes
+    assert_written_once(ddp, "ddp_loop")
+
+
+def test_in_a_loop_a_sharded_model_is_looked_at_by_all(fsdp: Stage) -> None:
+    for seen in fsdp.both("fsdp_loop"):
+        assert_loop_is_explained(seen)
+    assert_written_once(fsdp, "fsdp_loop")
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_loop_leaves_the_same_weights_behind(request: pytest.FixtureRequest, kind: str) -> None:
+    stage: Stage = request.getfixturevalue(kind)
+    for seen, without in zip(stage.both(f"{kind}_loop"), stage.both(f"{kind}_loop_without"), strict=True):
+        assert_same_weights(seen, without)
+
+
+def assert_loop_is_explained(seen: dict[str, Any]) -> None:
+    network = Network()
+    network.load_state_dict(seen["weights"])
+    assert_relative_error(seen["cams"]["stage"], compute_cam(network, seen["images"], "stage").cams["stage"])
+
+
+def assert_written_once(stage: Stage, scene: str) -> None:
+    assert len(list((stage.folder / scene).glob("events*"))) == 1
+    assert stage.events(scene).steps("gradcam/stage") == [0, 1, 2]
 
 
 # The processes by themselves

@@ -13,8 +13,16 @@ from models import Network
 from torch import Tensor, nn
 
 from gradcam_callback import compute_cam
+from gradcam_callback.check import print_checks
 from gradcam_callback.cli import main
-from gradcam_callback.engine.sanity import THRESHOLD, rank_correlation, sanity_check
+from gradcam_callback.engine.sanity import (
+    THRESHOLD,
+    LayerSanity,
+    SanityResult,
+    Stage,
+    rank_correlation,
+    sanity_check,
+)
 from gradcam_callback.engine.sanity.randomisation import own_weights, randomise
 
 CONFIG = Path(__file__).parents[1] / "configs" / "shortcut.yaml"
@@ -173,3 +181,27 @@ def test_a_bad_layer_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
     callback = "--trainer.callbacks=gradcam_callback.GradCAMCallback"
     status, _ = check(capsys, callback, "--trainer.callbacks.target_layers=network.none")
     assert status == 2
+
+
+@pytest.mark.usefixtures("few_digits", "one_thread")
+@pytest.mark.parametrize("crash", [RuntimeError, AssertionError, KeyError])
+def test_a_crash_is_no_verdict(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, crash: type[Exception]
+) -> None:
+    """Python's own exit status after an exception is 1, which means here that a map depends on no weight."""
+
+    def fail(*_: object) -> None:
+        raise crash("of the model")
+
+    monkeypatch.setattr("gradcam_callback.demo.networks.ResidualNetwork.forward", fail)
+    status, out = check(capsys)
+    assert status == 2
+    assert "weights" not in out
+
+
+def test_brackets_in_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    found = LayerSanity((Stage(("heads[/b]",), torch.tensor([0.1])),), later=1, cells=64)
+    print_checks([SanityResult({"net[bold]": found}, "a [red] cat", "Mine[0]")], as_json=False)
+    out = capsys.readouterr().out
+    for name in ("heads[/b]", "a [red] cat", "Mine[0]", "net[bold]"):
+        assert name in out

@@ -62,7 +62,7 @@ def test_deepspeed_is_refused_in_stage_3(stage_3: bool, refused: bool) -> None:
         zero_stage_3 = stage_3
 
         def __init__(self) -> None:
-            pass
+            """Not as DeepSpeed."""
 
     assert (trainer_context.unsupported_reason(trainer_with(DeepSpeed())) is not None) is refused
     assert trainer_context.processes_of(

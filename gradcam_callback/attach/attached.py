@@ -18,6 +18,7 @@ from gradcam_callback import GradCAMCallback
 from gradcam_callback.errors import BadInputError
 from gradcam_callback.lightning_api import LightningModule, Trainer
 from gradcam_callback.option_errors import clarify, possible
+from gradcam_callback.trainer_context import TrainerContext
 
 ATTACHED = "Grad-CAM is attached to the Trainers of this program, because GRADCAM_CALLBACK_ATTACH or _CONFIG is set."
 USAGE = "gradcam-callback attach [--OPTION VALUE ...] -- COMMAND [ARGUMENT ...]"
@@ -40,14 +41,14 @@ class AttachedCallback(GradCAMCallback):
         others = [callback for callback in callbacks if callback is not self]
         if any(isinstance(callback, GradCAMCallback) for callback in others):
             trainer.callbacks = others  # type: ignore[attr-defined]  # the list itself is being iterated
-            return self._say(trainer, GAVE_WAY)
+            return self._say(TrainerContext(trainer, pl_module), GAVE_WAY)
         super().setup(trainer, pl_module, stage)
-        self._say(trainer, ATTACHED)
+        self._say(TrainerContext(trainer, pl_module), ATTACHED)
 
-    def _say(self, trainer: Trainer, text: str) -> None:
+    def _say(self, run: TrainerContext, text: str) -> None:
         if text not in self._said:
             self._said.add(text)
-            self._session_of(trainer).reporter.notice(trainer, text)
+            self._session_of(run.trainer).reporter.notice(run, text)
 
 
 class OptionsFile(ActionConfigFile):

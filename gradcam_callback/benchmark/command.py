@@ -11,9 +11,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress
-
 from gradcam_callback.benchmark.explainers import Explainer, explainers, missing_packages
 from gradcam_callback.benchmark.measuring import (
     QUICK,
@@ -27,6 +24,9 @@ from gradcam_callback.benchmark.measuring import (
 )
 from gradcam_callback.benchmark.networks import repeatable
 from gradcam_callback.benchmark.table import render
+from gradcam_callback.progress import progress_bar
+
+_INSTALL = "pip install 'gradcam-callback[benchmark]'"
 
 DESCRIPTION = """\
 Compare methods on pictures of which it is known what decides their class, because they are drawn here, and on
@@ -44,25 +44,22 @@ def run_benchmark(
         photographs: Whether the photographs are wanted; without their packages they are left out, and it is said.
         names: Of the drawn tasks; all of them where none is given.
     """
-    console = Console(file=sys.stderr)
     cases = list[Case]()
     figures = list[Figures]()
-    with warnings.catch_warnings(), Progress(console=console, transient=True) as progress, repeatable(0):
+    with warnings.catch_warnings(), progress_bar("training") as bar, repeatable(0):
         warnings.simplefilter("ignore")  # of other packages, for each of their maps
-        bar = progress.add_task("training", total=None)
         cases += drawn_cases(scale, names)
         if photographs:
             try:
                 cases.append(photograph_case())
             except ImportError as error:
-                console.print(f"The photographs are left out: {error}. pip install 'gradcam-callback\\[benchmark]'")
-        progress.update(bar, total=len(cases) * len(ways))
-        for case in cases:
-            for way in ways:
-                progress.update(bar, description=f"{case.name}: {way.family} {way.name}")
-                if not takes_too_long(case, way):
-                    figures.append(measure(case, way, scale))
-                progress.advance(bar)
+                print(f"The photographs are left out: {error}. {_INSTALL}", file=sys.stderr)
+        pairs = [(case, way) for case in cases for way in ways]
+        for number, (case, way) in enumerate(pairs):
+            bar.rename(f"{case.name}: {way.family} {way.name}")
+            bar(number, len(pairs))
+            if not takes_too_long(case, way):
+                figures.append(measure(case, way, scale))
     return cases, figures
 
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradcam_callback.benchmark import networks, photographs, scenes
 from gradcam_callback.benchmark.explainers import Explainer
 from gradcam_callback.benchmark.scenes import Pictures, Task
-from gradcam_callback.engine.faithfulness import deletion, insertion
+from gradcam_callback.engine.faithfulness import Scorer, deletion, drop_and_increase, insertion, road
 from gradcam_callback.engine.sanity.randomisation import own_weights, randomise
 from gradcam_callback.engine.sanity.rank_correlation import rank_correlation
 from gradcam_callback.measures import Regions, RegionWeights
@@ -29,15 +30,22 @@ class Scale:
         pictures: To measure on, of each drawn task.
         steps: Of each training, of 64 pictures.
         curve: Steps of insertion and deletion; half as many on photographs, whose network is large.
+        imputed: Pictures that ROAD is measured on, which takes long.
     """
 
     training: int = 4000
     pictures: int = 64
     steps: int = 400
     curve: int = 16
+    imputed: int = 32
 
 
-QUICK = Scale(training=256, pictures=8, steps=4, curve=2)
+MARGIN = 15 / 224
+"""How far beside the truth a map may point, as a share of the image's side: 15 pixels of 224 (Zhang et al., 2018)."""
+
+_PERCENTILES = (30.0, 70.0)  # of the pixels; to impute many takes long
+
+QUICK = Scale(training=256, pictures=8, steps=4, curve=2, imputed=4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,10 +81,13 @@ class Figures:
         case: Its name.
         family: Whose explainer it is.
         explainer: Its name.
-        pointing: The share of maps whose largest value lies in the truth, 0..1.
+        pointing: The share of maps whose largest value lies in the truth, 0..1; see `MARGIN`.
         energy: The share of the maps' energy in the truth, 0..1.
         insertion: As of `faithfulness.insertion`, 0..1.
         deletion: As of `faithfulness.deletion`, 0..1.
+        average_drop: As of `faithfulness.average_drop`, 0..1.
+        increase: As of `faithfulness.increase`, 0..1.
+        road: As of `faithfulness.road`, -1..1; None where it was not measured.
         similarity: The median absolute rank correlation to the map of the network with random weights, 0..1; None where
             it was not measured.
         milliseconds: For each picture.
@@ -89,6 +100,9 @@ class Figures:
     energy: float
     insertion: float
     deletion: float
+    average_drop: float
+    increase: float
+    road: float | None
     similarity: float | None
     milliseconds: float
 
@@ -139,23 +153,46 @@ def measure(case: Case, explainer: Explainer, scale: Scale) -> Figures:
     # A map that is none points nowhere, and tells nothing of the order of the pixels.
     steps = scale.curve if case.is_drawn else scale.curve // 2
     heatmaps = heatmaps.float().nan_to_num().contiguous()
-    weights = RegionWeights.of(Regions(tuple(pictures.truth.numpy())), heatmaps.shape[1:])
+    truth, near = (
+        RegionWeights.of(Regions(tuple(masks.numpy())), heatmaps.shape[1:])
+        for masks in (pictures.truth, _grown(pictures.truth))
+    )
     maps = heatmaps[None].numpy()
 
     def score(images: Tensor, rows: Tensor) -> Tensor:
         return networks.probabilities(model, images).gather(1, pictures.labels[rows, None]).squeeze(1)
 
+    drop, increase = drop_and_increase(score, pictures.images, heatmaps)
     return Figures(
         case=case.name,
         family=explainer.family,
         explainer=explainer.name,
-        pointing=_mean(weights.pointing_game(maps)),
-        energy=_mean(weights.energy_inside(maps)),
+        pointing=_mean(near.pointing_game(maps)),
+        energy=_mean(truth.energy_inside(maps)),
         insertion=float(insertion(score, pictures.images, heatmaps, steps=steps).mean()),
         deletion=float(deletion(score, pictures.images, heatmaps, steps=steps).mean()),
+        average_drop=float(drop.mean()),
+        increase=float(increase.mean()),
+        road=_road(score, case, heatmaps, scale) if case.is_drawn else None,
         similarity=_similarity(case, explainer, heatmaps) if case.is_drawn else None,
         milliseconds=1000 * seconds / len(pictures),
     )
+
+
+def _road(score: Scorer, case: Case, heatmaps: Tensor, scale: Scale) -> float:
+    rows = slice(scale.imputed)
+    return float(road(score, case.pictures.images[rows], heatmaps[rows], percentiles=_PERCENTILES).mean())
+
+
+def _grown(masks: Tensor) -> Tensor:
+    """Regions with `MARGIN` around them, bool `(N, H, W)`.
+
+    One that is most of the image has none: nothing would be left beside it.
+    """
+    if masks.float().mean() > 0.5:
+        return masks
+    margin = round(MARGIN * masks.shape[-1])
+    return F.max_pool2d(masks[:, None].float(), 2 * margin + 1, stride=1, padding=margin)[:, 0] > 0
 
 
 def _mean(values: np.ndarray) -> float:

@@ -5,14 +5,14 @@ Axes: `T` targets, `N` probes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradcam_callback.engine.faithfulness import Faithfulness, FaithfulnessOptions, Scorer, measure
+from gradcam_callback.engine.faithfulness import Faithfulness, FaithfulnessOptions, Scorer, forward_passes, measure
 from gradcam_callback.engine.forward import prepared, run_without_graph
 from gradcam_callback.engine.inputs import ModelInputs
 from gradcam_callback.engine.memory import is_out_of_memory
@@ -43,7 +43,12 @@ class FaithfulnessPass:
     replica_options: ReplicaOptions
 
     def run(
-        self, model: nn.Module, inputs: ModelInputs, targets: Sequence[Target], results: Sequence[CAMResult]
+        self,
+        model: nn.Module,
+        inputs: ModelInputs,
+        targets: Sequence[Target],
+        results: Sequence[CAMResult],
+        progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, dict[str, Array]]:
         """Layer to measure to float32 `(T, N)`, on the host.
 
@@ -52,18 +57,21 @@ class FaithfulnessPass:
             inputs: What the model gets for the probes.
             targets: Those of the pass.
             results: What it gave, one a target.
+            progress: Told how many images are scored, and of how many.
 
         Raises:
             BadInputError: A target is of no class, or the images are no images.
         """
         check_faithfulness(targets, inputs.images)
         share = self.processes.share(len(inputs))
+        maps = len(targets) * len(results[0].cams)
+        told = _Counter(progress, forward_passes(self.options) * len(inputs[share]) * maps)
 
         def job() -> list[dict[str, Array]]:
             if len(inputs[share]) == 0:
                 return []
             own = [(target.part(share), result) for target, result in zip(targets, results, strict=True)]
-            return [self._of_layer(model, inputs, share, own, layer) for layer in results[0].cams]
+            return [self._of_layer(model, inputs, share, own, layer, told) for layer in results[0].cams]
 
         parts = [part for part in self.processes.gather(job) if part]
         layers = [
@@ -79,6 +87,7 @@ class FaithfulnessPass:
         share: slice,
         own: Sequence[tuple[Target, CAMResult]],
         layer: str,
+        told: _Counter,
     ) -> dict[str, Array]:
         """Each measure at one layer, `(T, n)`."""
 
@@ -87,7 +96,7 @@ class FaithfulnessPass:
             found = []
             for target, result in own:
                 heatmaps = result.heatmaps()[layer][share].to(ready.images.device)
-                score = self._scorer(replica.model, ready, target, result.targets[share])
+                score = self._scorer(replica.model, ready, target, result.targets[share], told)
                 found.append(self._measured(score, ready.images, heatmaps))
             return found
 
@@ -108,7 +117,7 @@ class FaithfulnessPass:
                     raise
             options = replace(options, portion=(options.portion + 1) // 2)
 
-    def _scorer(self, model: nn.Module, inputs: ModelInputs, target: Target, classes: Tensor) -> Scorer:
+    def _scorer(self, model: nn.Module, inputs: ModelInputs, target: Target, classes: Tensor, told: _Counter) -> Scorer:
         """The probability of the class that was explained, of changed images."""
         assert isinstance(target, ClassTarget)
 
@@ -116,9 +125,24 @@ class FaithfulnessPass:
             fixed = replace(target, classes=classes.to(rows.device)[rows], rank=0, present=None)
             given = inputs.taken(rows, images)
             scores = fixed.score(fixed.read(run_without_graph(model, given), self.output, given.apart))
+            told.add(len(images))
             return scores.probabilities.gather(1, scores.targets[:, None]).squeeze(1)
 
         return score
+
+
+@dataclass
+class _Counter:
+    """Counts images, and tells how many there were of how many."""
+
+    progress: Callable[[int, int], None] | None
+    total: int
+    done: int = 0
+
+    def add(self, count: int) -> None:
+        self.done += count
+        if self.progress is not None:
+            self.progress(self.done, self.total)
 
 
 def check_faithfulness(targets: Sequence[Target], images: Tensor) -> None:

@@ -13,7 +13,6 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from gradcam_callback.causes import Cause
 from gradcam_callback.engine.device_results import TargetResult
 from gradcam_callback.engine.targets import Task
 from gradcam_callback.probes.probe_set import ProbeSet
@@ -23,17 +22,11 @@ from gradcam_callback.reporting.panel import Panel, PanelColumn, PanelStyle
 from gradcam_callback.reporting.probe_pictures import DRAWN_BY_PIXEL
 from gradcam_callback.reporting.rendering import signals, tiles
 from gradcam_callback.reporting.rendering.colormap import colormap_table
-from gradcam_callback.results import CAMResult, GradientState, LayerHealth, name_call
+from gradcam_callback.results import CAMResult, GradientState, name_call
 
 # Drawing, composing and encoding take memory and time that grow with the probes: so many to a page, so many pages.
 PAGE_PROBES = 32
 MOST_PAGES = 4
-
-_VERDICTS = {
-    GradientState.NONE: "no gradient",
-    GradientState.ZERO: "zero gradient",
-    GradientState.NON_FINITE: "gradient not finite",
-}
 
 
 class PanelRenderer:
@@ -244,16 +237,14 @@ def _column(
     peaks: Tensor,
 ) -> PanelColumn:
     captions, verdict = [], result.health[layer]
-    none = (False,) * len(verdict.state)
-    bridged, substituted = verdict.bridged or none, verdict.substituted or none
     for i, target in enumerate(data.targets):
         is_absent = verdict.state[i] is GradientState.ABSENT
         caption = "" if is_absent else data.name(target, data.target_probabilities[i], style.class_names)
-        caption += "\nempty: every channel speaks against it" if verdict.empty[i] else ""
-        caption += f"\nbridged: {verdict.cause}" if bridged[i] else ""
-        caption += f"\n{verdict.substitute}, no gradient: {verdict.cause}" if substituted[i] else ""
-        captions.append(caption)
-    words = [result.absence if s is GradientState.ABSENT else _verdict_text(s, verdict) for s in verdict.state]
+        captions.append("\n".join([caption, *verdict.remarks(i)]))
+    words = [
+        result.absence if state is GradientState.ABSENT else verdict.null_text(i) or None
+        for i, state in enumerate(verdict.state)
+    ]
     drawn = verdict.drawn_without_gradient
     return PanelColumn(
         title=title,
@@ -262,14 +253,6 @@ def _column(
         verdicts=tuple(None if is_drawn else word for is_drawn, word in zip(drawn, words, strict=True)),
         peaks=peaks,
     )
-
-
-def _verdict_text(state: GradientState, verdict: LayerHealth) -> str | None:
-    if state is GradientState.OK:
-        return None
-    # The slugs of the last two say the same once more.
-    cause = "" if verdict.cause in (None, Cause.ZERO_GRADIENT, Cause.NON_FINITE) else f"\n{verdict.cause}"
-    return _VERDICTS[state] + cause
 
 
 def _input_captions(probes: ProbeSet, data: CaptionData, style: PanelStyle) -> tuple[str, ...]:

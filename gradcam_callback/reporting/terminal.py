@@ -23,7 +23,7 @@ from rich.text import Text
 from gradcam_callback import pages
 from gradcam_callback.causes import Cause
 from gradcam_callback.engine.layer_listing import ListedLayer
-from gradcam_callback.results import Diagnosis, PathStep
+from gradcam_callback.results import Diagnosis
 
 _RESCUES = {
     Cause.FROZEN: "everything up to the layer is frozen (requires_grad = False)",
@@ -122,7 +122,7 @@ def as_record(report: Report) -> dict[str, Any]:
     """A report as values that JSON has. A norm that is NaN or infinite is None; the step's `state` tells which."""
     diagnosis = report.diagnosis
     record: dict[str, Any] = asdict(diagnosis)
-    for step, state in zip(record["path"], _states(diagnosis.path), strict=True):
+    for step, state in zip(record["path"], diagnosis.path_states, strict=True):
         step["state"] = state
         if step["gradient_norm"] is not None and not math.isfinite(step["gradient_norm"]):
             step["gradient_norm"] = None
@@ -158,7 +158,7 @@ def _sentences(text: str) -> str:
 
 def _parts(diagnosis: Diagnosis) -> Iterator[RenderableType]:
     if diagnosis.path:
-        yield _path(diagnosis.path)
+        yield _path(diagnosis)
         yield ""
     yield Text(_sentences(diagnosis.message))
     for cut in diagnosis.cuts:
@@ -178,7 +178,7 @@ def _parts(diagnosis: Diagnosis) -> Iterator[RenderableType]:
         yield Text.assemble(("Rescued     ", "bold"), f"Without the callback there would be no gradient: {reasons}.")
 
 
-def _path(path: Sequence[PathStep]) -> Table:
+def _path(diagnosis: Diagnosis) -> Table:
     """From the score back to the layer, as the gradient goes."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("module", overflow="fold")
@@ -187,27 +187,11 @@ def _path(path: Sequence[PathStep]) -> Table:
     table.add_column("gradient", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_row("", "score", "", "", "", style="dim")
-    for step, state in reversed(list(zip(path, _states(path), strict=True))):
+    for step, state in reversed(list(zip(diagnosis.path, diagnosis.path_states, strict=True))):
         norm = "none" if step.gradient_norm is None else f"{step.gradient_norm:.2e}"
         cells = (step.module or "(model)", step.operation, " x ".join(map(str, step.shape)), norm)
         table.add_row(*(Text(printable(cell)) for cell in cells), Text(state, style=_STYLES.get(state, "red")))
     return table
-
-
-def _states(path: Sequence[PathStep]) -> list[str]:
-    """How the gradient stands at each step, from the layer to the score."""
-    return [_state(step, path[position - 1] if position else None) for position, step in enumerate(path)]
-
-
-def _state(step: PathStep, before: PathStep | None) -> str:
-    """How the gradient stands at a step; `before` is the step one nearer to the layer."""
-    if not step.alive:
-        return "cut here" if before is None or before.alive else "lost"
-    if step.gradient_norm is None:
-        return "not reached"
-    if step.gradient_norm == 0:
-        return "zero"
-    return "alive" if math.isfinite(step.gradient_norm) else "not finite"
 
 
 def _code(file: str, line: int, reach: int = 2) -> RenderableType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -58,6 +59,24 @@ class TensorBoardSink:
         self.flush()  # what waits in the queue takes space, too
         ensure_space_in_events(self._experiment, summary.ByteSize())
         self._experiment._get_file_writer().add_summary(summary, step)
+
+
+def open_event_file(folder: str) -> Any:
+    """A `SummaryWriter` for a folder, which is made; for runs that have no TensorBoardLogger."""
+    from torch.utils.tensorboard import SummaryWriter  # takes long, and a Trainer has its own
+
+    return SummaryWriter(folder)
+
+
+def write_scalars(experiment: Any, scalars: Mapping[str, float], step: int) -> None:
+    """Write scalars with a `SummaryWriter`.
+
+    Raises:
+        OSError: There is no space for them, or the folder is gone.
+    """
+    ensure_space_in_events(experiment)
+    for tag, value in scalars.items():
+        experiment.add_scalar(tag, value, step)
 
 
 def ensure_space_in_events(experiment: Any, size: int = 1 << 14) -> None:
