@@ -42,7 +42,6 @@ class Session:
 
     Attributes:
         awaits_dry_run: Whether nothing was explained yet, and a training is about to begin.
-        is_open: Whether it is known where to write.
         reporter: Of what is found.
     """
 
@@ -60,7 +59,7 @@ class Session:
         self._capture = ProbeCapture(settings.source, self._prober.capture_options)
         self._probes: ProbeSet | None = None
         self._measuring = Measuring(settings, self._prober, self.reporter)
-        self.is_open = False
+        self._is_open = False
         self._has_given_up = False
         self._held = 0.0  # seconds of this validation
 
@@ -75,7 +74,7 @@ class Session:
             except BadInputError as error:
                 if not self._accepts(run, error):
                     raise
-        if has_failed and self.is_open:  # before it is known where alerts are written, they wait
+        if has_failed and self._is_open:  # before it is known where alerts are written, they wait
             with self.reporter.guard(run, "The alerts could not be published"):
                 self.reporter.publish(run)
 
@@ -105,9 +104,9 @@ class Session:
 
     def open(self, run: RunContext) -> None:
         """Find out where to write, and take up what a checkpoint holds of the training that goes on."""
-        if self.is_open:
+        if self._is_open:
             return
-        self.is_open = True
+        self._is_open = True
         fits = run.stage == "fit"
         if fits:
             self._memory.resume()
@@ -162,8 +161,7 @@ class Session:
     def start_collecting(self, run: RunContext) -> None:
         """Begin to capture the probes, where there are none yet."""
         self._held = 0.0
-        is_possible = not self._has_given_up and run.unsupported_reason is None
-        if self._probes is None and is_possible:
+        if self._probes is None and not self._has_given_up and run.unsupported_reason is None:
             resumes = run.stage == "fit"
             self._capture.start(run, self._memory.training.get("indices") if resumes else None)
 
