@@ -29,12 +29,13 @@ def test_ci_runs_make_targets_and_nothing_else() -> None:
     assert {"make lint", "make test", "make docs", "make package"} <= set(commands)
 
 
-def test_ci_tries_the_versions_of_python_that_the_table_names() -> None:
+def test_ci_tries_the_versions_of_python_that_are_declared_and_told() -> None:
     job = read(ROOT / ".github" / "workflows" / "ci.yml")["jobs"]["python"]
     table = (ROOT / "docs" / "where-it-runs.md").read_text().partition("## Versions of Python")[2]
     named = re.findall(r"^\| (3\.\d+) \|", table, flags=re.MULTILINE)
     own = "3.11"  # `make test` runs on it
-    assert sorted([*job["strategy"]["matrix"]["version"], own]) == sorted(named)
+    declared = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
+    assert sorted([*job["strategy"]["matrix"]["version"], own]) == sorted(named) == sorted(declared)
 
 
 @pytest.mark.parametrize("path", FORMS, ids=lambda path: path.stem)

@@ -14,8 +14,16 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from gradcam_callback import CAMResult, Cause, Diagnosis, GradCAMCallback, ValidationProbes, compute_cam, diagnose
-from gradcam_callback import read_run as read
+from gradcam_callback import (
+    CAMResult,
+    Cause,
+    Diagnosis,
+    GradCAMCallback,
+    ValidationProbes,
+    compute_cam,
+    diagnose,
+    read_run,
+)
 
 
 class Classifier(LightningModule):
@@ -71,7 +79,7 @@ def main(folder: Path) -> None:
     assert cause is None
 
     assert trainer.log_dir is not None
-    print(read(trainer.log_dir))
+    print(read_run(trainer.log_dir))
 
 
 if __name__ == "__main__":
