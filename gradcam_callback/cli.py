@@ -22,14 +22,8 @@ from jsonargparse import ActionConfigFile, DefaultHelpFormatter  # type: ignore[
 from gradcam_callback import GradCAMCallback, pages, report
 from gradcam_callback.attach.command import attach_to_program
 from gradcam_callback.doctor import COULD_NOT_RUN, DoctorTrainer, examine_program
-from gradcam_callback.lightning_api import (
-    PACKAGE,
-    ArgsType,
-    LightningArgumentParser,
-    LightningCLI,
-    LightningDataModule,
-    LightningModule,
-)
+from gradcam_callback.lightning_api import PACKAGE, LightningDataModule, LightningModule
+from gradcam_callback.lightning_cli import ArgsType, LightningArgumentParser, LightningCLI
 from gradcam_callback.option_errors import clarify
 from gradcam_callback.reporting.terminal import print_markdown
 

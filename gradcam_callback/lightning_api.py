@@ -43,7 +43,6 @@ PACKAGE = next((module.__name__ for module in chain(imported(), installed())), P
 if TYPE_CHECKING or PACKAGES[0] == PACKAGE:
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
     from lightning.pytorch.callbacks import RichProgressBar
-    from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
     from lightning.pytorch.loggers import Logger, TensorBoardLogger
     from lightning.pytorch.loggers.logger import DummyLogger
     from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
@@ -53,7 +52,6 @@ if TYPE_CHECKING or PACKAGES[0] == PACKAGE:
 else:
     from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
     from pytorch_lightning.callbacks import RichProgressBar
-    from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
     from pytorch_lightning.loggers import Logger, TensorBoardLogger
     from pytorch_lightning.loggers.logger import DummyLogger
     from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
@@ -63,15 +61,12 @@ else:
 
 __all__ = [
     "PACKAGE",
-    "ArgsType",
     "Callback",
     "CombinedLoader",
     "DDPStrategy",
     "DeepSpeedStrategy",
     "DummyLogger",
     "FSDPStrategy",
-    "LightningArgumentParser",
-    "LightningCLI",
     "LightningDataModule",
     "LightningModule",
     "Logger",

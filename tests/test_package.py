@@ -146,7 +146,7 @@ def test_the_callback_loads_no_more_than_a_training_needs() -> None:
     more = loaded_by("from gradcam_callback import GradCAMCallback", after="import lightning.pytorch, torchvision")
     # The recording is written as an event file: TensorBoard's protocol buffers, and what these bring along.
     assert others_in(more) <= {"tensorboard", "google", "absl", "fsspec", "PIL", "yaml", "encodings"}
-    for part in ("cli", "doctor", "check", "benchmark", "viewer", "tensorboard_plugin", "demo", "reporting.terminal"):
+    for part in ("cli", "doctor", "check", "benchmark", "tensorboard_plugin", "demo", "reporting.terminal"):
         assert f"gradcam_callback.{part}" not in more
     drawing = {name for name in more if name.startswith(("matplotlib", "rich", "jsonargparse", "PIL.ImageFont"))}
     assert drawing == set()
