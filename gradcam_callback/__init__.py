@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from gradcam_callback.recording.reading import read_run
     from gradcam_callback.recording.recording import Recording
     from gradcam_callback.reporting.alerts import Alert
+    from gradcam_callback.reporting.report import Report
+    from gradcam_callback.reporting.sinks.sink import Sink, SinkContext
     from gradcam_callback.results import (
         CAMResult,
         Cut,
@@ -55,6 +57,9 @@ _HOMES = {
     "ProbeSet": "probes.probe_set",
     "ProbeSource": "probes.source",
     "Recording": "recording.recording",
+    "Report": "reporting.report",
+    "Sink": "reporting.sinks.sink",
+    "SinkContext": "reporting.sinks.sink",
     "SourceLocation": "results",
     "TensorProbes": "probes.tensors",
     "ValidationProbes": "probes.validation",
@@ -82,6 +87,9 @@ __all__ = [
     "ProbeSet",
     "ProbeSource",
     "Recording",
+    "Report",
+    "Sink",
+    "SinkContext",
     "SourceLocation",
     "TensorProbes",
     "ValidationProbes",

@@ -37,8 +37,7 @@ def _harmless(hook: Hook) -> Hook:
 
     @functools.wraps(hook)
     def guarded(self: GradCAMCallback, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        session, run = self._session_of(trainer), TrainerContext(trainer, pl_module)
-        with session.guard(run, f"`{hook.__name__}` failed"):
+        with self._session_of(trainer).guard(TrainerContext(trainer, pl_module), f"`{hook.__name__}` failed"):
             hook(self, trainer, pl_module, *args, **kwargs)
 
     return cast(Hook, guarded)
@@ -118,6 +117,10 @@ class GradCAMCallback(Callback):
         faithfulness: Whether to measure how the probability of the class goes as the image is changed where the map
             says: insertion, deletion, average drop, increase and ROAD. `true`, or `{every_n_epochs: 5, steps: 32}`; it
             costs 76 forward passes for each map.
+        sinks: Where panels and alerts go besides the loggers of the trainer: a list of classes or functions by their
+            dotted names, which make a `gradcam_callback.Sink` of a `SinkContext`. `{class_path: ..., init_args: ...,
+            logger: NAME}` is for each logger of a class. By default there are none, and TensorBoardLogger, WandbLogger,
+            MLFlowLogger and CometLogger get all there is in any case.
 
     Attributes:
         alerts: All alerts so far, in order.
@@ -158,6 +161,7 @@ class GradCAMCallback(Callback):
         method_on_null: str | dict[str, Any] | None = None,
         regions: int | str | dict[str, str] | Sequence[Any] | None = None,
         faithfulness: bool | dict[str, Any] | None = None,
+        sinks: Sequence[Any] | None = None,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
 
 from gradcam_callback.callback import GradCAMCallback
 from gradcam_callback.engine.targets import Annotations, Target, as_target, bind
@@ -14,7 +13,7 @@ from gradcam_callback.lightning_api import LightningModule, Trainer
 from gradcam_callback.probes import ImageProbes
 from gradcam_callback.report import write_report
 from gradcam_callback.reporting.sinks.files import AlertFile, PanelFiles, RecordingFile
-from gradcam_callback.reporting.sinks.sink import Sink
+from gradcam_callback.reporting.sinks.registry import ChosenSink, OpenedSinks
 from gradcam_callback.trainer_context import TrainerContext
 
 REPORT = "report.html"
@@ -29,8 +28,6 @@ class ExplainContext(TrainerContext):
         weights: What the model's weights are, for the heading of the panels.
     """
 
-    files_notice: ClassVar[str] = ""
-
     folder: str
     weights: str
 
@@ -44,9 +41,9 @@ class ExplainContext(TrainerContext):
         """The weights: of a checkpoint's epoch and step the Trainer knows nothing in a validation."""
         return self.weights
 
-    def open_sinks(self) -> list[Sink]:
+    def open_sinks(self, chosen: Sequence[ChosenSink]) -> OpenedSinks:
         """Files."""
-        return [RecordingFile(self.folder), PanelFiles(self.folder), AlertFile(self.folder)]
+        return OpenedSinks([RecordingFile(self.folder), PanelFiles(self.folder), AlertFile(self.folder)])
 
     def log_scalars(self, scalars: dict[str, float]) -> list[Exception]:
         """Nowhere: there is one look, and the recording has its numbers."""
@@ -74,7 +71,7 @@ class Explanation:
         Raises:
             OSError: It cannot be written.
         """
-        report = write_report([str(self.folder)], str(self.folder / REPORT))
+        report = Path(write_report([str(self.folder)], str(self.folder / REPORT)))
         panels = len(list((self.folder / "gradcam").rglob("step=*")))
         print(f"Written: {report} ({report.stat().st_size / 1e6:.1f} MB), to be opened in a browser.")
         print(f"Written: {panels} panel{'s' * (panels != 1)} below {self.folder / 'gradcam'}.")

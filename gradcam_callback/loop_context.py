@@ -21,7 +21,7 @@ from gradcam_callback.errors import BadInputError
 from gradcam_callback.execution.processes import ProcessGroup
 from gradcam_callback.probes import CaptureContext
 from gradcam_callback.reporting.sinks.files import AlertFile
-from gradcam_callback.reporting.sinks.sink import Sink
+from gradcam_callback.reporting.sinks.registry import ChosenSink, OpenedSinks, add_run_sinks
 from gradcam_callback.reporting.sinks.tensorboard import TensorBoardSink, open_event_file, write_scalars
 from gradcam_callback.run_context import RunContext
 
@@ -127,13 +127,15 @@ class LoopContext(RunContext):
         """Of a loop nothing is known but the model."""
         return CaptureContext(positions=positions, **options)
 
-    def open_sinks(self) -> list[Sink]:
-        """An event file and the file of alerts, in the first process."""
+    def open_sinks(self, chosen: Sequence[ChosenSink]) -> OpenedSinks:
+        """An event file, the file of alerts and what was asked for, in the first process."""
         if not self.is_global_zero:
-            return []
+            return OpenedSinks()
         if self._writer is None:
             self._writer = open_event_file(self._folder)
-        return [TensorBoardSink(self._writer), AlertFile(self._folder)]
+        opened = OpenedSinks([TensorBoardSink(self._writer), AlertFile(self._folder)])
+        add_run_sinks(opened, self._folder, chosen)
+        return opened
 
     def log_scalars(self, scalars: dict[str, float]) -> list[Exception]:
         """Into the event file."""

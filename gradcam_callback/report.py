@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from fsspec.core import url_to_fs
 
 from gradcam_callback.progress import progress_bar
 from gradcam_callback.recording.bundle import report_of
@@ -14,15 +15,15 @@ Write recorded runs into one HTML file. It is opened from disk, without a networ
 every epoch, the alerts, and a comparison of the runs."""
 
 
-def write_report(runs: list[str], output: str) -> Path:
+def write_report(runs: list[str], output: str) -> str:
     """Write recorded runs into one HTML file.
 
     Args:
         runs: The runs' folders, or folders of several runs.
-        output: The file's path.
+        output: The file's path, or a URL that fsspec knows.
 
     Returns:
-        The file.
+        The path or URL of the file.
 
     Raises:
         FileNotFoundError: There is nothing at a path, or no recording in it.
@@ -34,10 +35,10 @@ def write_report(runs: list[str], output: str) -> Path:
             bar(number, len(runs))
             recordings += read_runs(run)
         bar.rename("writing the report")
-        path = Path(output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(report_of(recordings), encoding="utf-8")
-    return path
+        system, path = url_to_fs(output)
+        system.makedirs(path.rpartition("/")[0], exist_ok=True)
+        system.pipe_file(path, report_of(recordings).encode())
+    return output
 
 
 def run_command(args: list[str]) -> None:
@@ -54,4 +55,5 @@ def run_command(args: list[str]) -> None:
     parser.add_argument("-o", "--output", default="report.html", help="the file to write (default: %(default)s)")
     options = parser.parse_args(args)
     path = write_report(options.runs, options.output)
-    print(f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB). Open it in a browser.")
+    system, file = url_to_fs(path)
+    print(f"Written: {path} ({system.size(file) / 1e6:.1f} MB). Open it in a browser.")

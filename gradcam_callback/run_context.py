@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 from gradcam_callback.engine.replica import ReplicaOptions
 from gradcam_callback.execution.processes import ProcessGroup
 from gradcam_callback.probes import CaptureContext
-from gradcam_callback.reporting.sinks.sink import Sink
+from gradcam_callback.reporting.sinks.registry import ChosenSink, OpenedSinks
 
 
 class RunContext(ABC):
@@ -23,11 +23,9 @@ class RunContext(ABC):
 
     Attributes:
         model: What is explained.
-        files_notice: What to say where panels are files in a folder, with a place for its name; may be empty.
     """
 
     model: nn.Module
-    files_notice: ClassVar[str] = ""
 
     @property
     @abstractmethod
@@ -101,8 +99,12 @@ class RunContext(ABC):
         """
 
     @abstractmethod
-    def open_sinks(self) -> list[Sink]:
-        """Where panels and alerts go; none where this process has nothing to write. Every process has to call it."""
+    def open_sinks(self, chosen: Sequence[ChosenSink]) -> OpenedSinks:
+        """Where panels and alerts go; nowhere where this process has nothing to write. Every process has to call it.
+
+        Args:
+            chosen: Sinks that the options ask for.
+        """
 
     @abstractmethod
     def log_scalars(self, scalars: dict[str, float]) -> list[Exception]:

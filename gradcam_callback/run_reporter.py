@@ -18,8 +18,7 @@ from gradcam_callback.reporting.panel import Panel
 from gradcam_callback.reporting.panel_schedule import KeptPanels
 from gradcam_callback.reporting.pass_renderer import PassRenderer
 from gradcam_callback.reporting.recorder import Recorder, SeenProbes
-from gradcam_callback.reporting.sinks.files import PanelFiles
-from gradcam_callback.reporting.sinks.sink import Sink
+from gradcam_callback.reporting.sinks.registry import OpenedSinks
 from gradcam_callback.reporting.tags import Tags
 from gradcam_callback.results import CAMResult
 from gradcam_callback.run_context import RunContext
@@ -35,6 +34,7 @@ class RunReporter:
     """
 
     def __init__(self, settings: Settings, memory: Memory) -> None:
+        self._chosen_sinks = settings.sinks
         self._record_tags = memory.record_tags
         self._alerts = AlertReporter(settings.on_null, source_lines=settings.source_lines, alerts=memory.alerts)
 
@@ -45,18 +45,16 @@ class RunReporter:
 
     def open(self, run: RunContext, tags: Tags) -> None:
         """Find out where to write. Every process has to call it."""
-        sinks: list[Sink] = []
+        opened = OpenedSinks()
         try:
-            sinks = run.open_sinks()
+            opened = run.open_sinks(self._chosen_sinks)
         except Exception as error:
-            reason = f"There is no place to write to: {type(error).__name__}: {error}."
-            self.record(run, ["writing"], [findings.not_written([reason])])
+            opened.fail("There is no place to write to", error)
+        self.record(run, ["sinks"], findings.not_opened(opened.failures))
         recorder = Recorder(tags, self._record_tags)
         silent = not run.is_global_zero
-        self._alerts.open(sinks, alerts_tag=tags.alerts, recorder=recorder, silent=silent)
-        for sink in sinks:
-            if isinstance(sink, PanelFiles):
-                self.notice(run, run.files_notice.format(sink.name))
+        self._alerts.open(opened.sinks, alerts_tag=tags.alerts, recorder=recorder, silent=silent)
+        self.notice(run, opened.notice)
 
     @property
     def has_news(self) -> bool:
@@ -98,17 +96,6 @@ class RunReporter:
                 self.record(run, ["callback"], [findings.failed("callback", what, error)])
             except Exception:  # it is the record of alerts itself that fails
                 warn_of(what, error)
-
-    @contextmanager
-    def harmless(self, run: RunContext, what: str) -> Iterator[None]:
-        """As `guard`, and publish the alert."""
-        failed = True
-        with self.guard(run, what):
-            yield
-            failed = False
-        if failed:
-            with self.guard(run, "The alerts could not be published"):
-                self.publish(run)
 
     def record(self, run: RunContext, subjects: Sequence[str], found: Sequence[Finding]) -> None:
         """Take in what was found about these subjects."""

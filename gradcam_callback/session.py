@@ -66,14 +66,17 @@ class Session:
     @contextmanager
     def guard(self, run: RunContext, what: str) -> Iterator[None]:
         """Make an alert of what goes wrong inside, and publish it; see Note [Harmless hooks] in `callback`."""
-        with self.reporter.harmless(run, what):
+        has_failed = True
+        with self.reporter.guard(run, what):
             try:
                 yield
+                has_failed = False
             except BadInputError as error:
                 if not self._accepts(run, error):
                     raise
-                if self._is_open:  # or else the alert waits until it is known where it is written
-                    self.reporter.publish(run)
+        if has_failed and self._is_open:  # before it is known where alerts are written, they wait
+            with self.reporter.guard(run, "The alerts could not be published"):
+                self.reporter.publish(run)
 
     def _accepts(self, run: RunContext, error: Exception) -> bool:
         """Whether an error says why there are no maps, and the run goes on without."""

@@ -21,6 +21,7 @@ from gradcam_callback.recording.summaries import RecordTags
 from gradcam_callback.reporting.alerts import Alert
 from gradcam_callback.reporting.panel import PanelStyle
 from gradcam_callback.reporting.rendering.colormap import colormap_table
+from gradcam_callback.reporting.sinks.registry import ChosenSink, as_sinks
 from gradcam_callback.results import CAMResult
 
 
@@ -55,6 +56,7 @@ class Settings:
     regions: RegionsOption
     faithfulness: tuple[FaithfulnessOptions, int] | None
     source_lines: bool
+    sinks: tuple[ChosenSink, ...]
 
     @classmethod
     def checked(cls, *, target_layers: Any, probes: Any, target: Any, **given: Any) -> Settings:
@@ -70,6 +72,7 @@ class Settings:
             "method_text": _method_text(given["method"]),
             "faithfulness": as_options(given["faithfulness"]),
             "method_on_null": None if on_null is None else as_method_on_null(on_null),
+            "sinks": as_sinks(given["sinks"]),
         }
         colormap_table(given["colormap"])
         options.check_options(given["every_n_epochs"], given["opacity"], given["class_names"], given["output"])

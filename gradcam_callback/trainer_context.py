@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,7 +28,6 @@ from gradcam_callback.lightning_api import (
     LightningModule,
     Logger,
     RichProgressBar,
-    TensorBoardLogger,
     Trainer,
     TrainerFn,
     each,
@@ -36,8 +35,16 @@ from gradcam_callback.lightning_api import (
 )
 from gradcam_callback.probes import CaptureContext
 from gradcam_callback.reporting.sinks.files import AlertFile, PanelFiles, RecordingFile, run_folder
+from gradcam_callback.reporting.sinks.registry import (
+    TENSORBOARD,
+    ChosenSink,
+    OpenedSinks,
+    add_logger_sinks,
+    add_run_sinks,
+    is_logger,
+)
 from gradcam_callback.reporting.sinks.sink import Sink
-from gradcam_callback.reporting.sinks.tensorboard import TensorBoardSink, ensure_space_in_events
+from gradcam_callback.reporting.sinks.tensorboard import ensure_space_in_events
 from gradcam_callback.run_context import RunContext
 
 _BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
@@ -95,10 +102,6 @@ class TrainerContext(RunContext):
         trainer: The Trainer.
         model: The model, as Lightning hands it to hooks.
     """
-
-    files_notice: ClassVar[str] = (
-        "There is no TensorBoardLogger: the Grad-CAM panels and the recording are written under {}."
-    )
 
     trainer: Trainer
     model: LightningModule
@@ -169,9 +172,9 @@ class TrainerContext(RunContext):
             **options,
         )
 
-    def open_sinks(self) -> list[Sink]:
+    def open_sinks(self, chosen: Sequence[ChosenSink]) -> OpenedSinks:
         """As of the function of this name."""
-        return open_sinks(self.trainer)
+        return open_sinks(self.trainer, chosen)
 
     def log_scalars(self, scalars: dict[str, float]) -> list[Exception]:
         """As of the function of this name."""
@@ -232,9 +235,10 @@ def replica_options(trainer: Trainer, method: str = entry_point.FORWARD) -> Repl
     substitutes: list[tuple[Any, Any]] = [(trainer, TrainerView(trainer))]
     for logger in trainer.loggers:
         substitutes.append((logger, DummyLogger()))
-        experiment = getattr(logger, "_experiment", None)  # `logger.experiment` would make one
-        if experiment is not None:
-            substitutes.append((experiment, DummyLogger().experiment))
+        for name in ("_experiment", "_mlflow_client"):  # `logger.experiment` would make one
+            experiment = getattr(logger, name, None)
+            if experiment is not None:
+                substitutes.append((experiment, DummyLogger().experiment))
     shared = (*each(Trainer), *each(LightningDataModule), *each(Logger))
     prepare = partial(entry_point.adapt, name=method)
     return ReplicaOptions(substitutes=tuple(substitutes), shared_types=shared, prepare=prepare)
@@ -281,28 +285,50 @@ def _apply_batch_hooks(
 _FOLDERS: WeakKeyDictionary[Trainer, str] = WeakKeyDictionary()  # a run keeps its folder in all its stages
 
 
-def open_sinks(trainer: Trainer) -> list[Sink]:
-    """Where panels and alerts go; none where this process has nothing to write.
+def open_sinks(trainer: Trainer, chosen: Sequence[ChosenSink] = ()) -> OpenedSinks:
+    """Where panels, alerts and the recording go; nowhere where this process has nothing to write.
 
-    Every process has to call it: asking for the log directory is a collective call.
+    The recording is always in a folder, so that the viewer has it beside whatever logger. Every process has to call it:
+    asking for the log directory is a collective call.
+
+    Args:
+        trainer: The Trainer.
+        chosen: Sinks that the options ask for.
     """
-    directory = trainer.log_dir or trainer.default_root_dir
+    directory = str(trainer.log_dir or trainer.default_root_dir)
+    opened = OpenedSinks()
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return []
-    board = next((logger for logger in trainer.loggers if isinstance(logger, each(TensorBoardLogger))), None)
-    if board is not None:
-        return [TensorBoardSink(board.experiment), AlertFile(board.log_dir)]
-    if trainer not in _FOLDERS:
-        _FOLDERS[trainer] = _files_folder(trainer.logger, str(directory))
-    folder = _FOLDERS[trainer]
-    return [RecordingFile(folder), PanelFiles(folder), AlertFile(folder)]
+        return opened
+    # TensorBoard's come first: at the end of the run the others read its event file.
+    loggers = sorted(trainer.loggers, key=lambda logger: not is_logger(logger, TENSORBOARD))
+    folder, files = directory, list[Callable[[str], Sink]]()
+    try:
+        folder = _run_folder(trainer, loggers, directory)
+        files.append(AlertFile)
+    except Exception as error:  # the loggers may have another place
+        opened.fail("There is no place to write to", error)
+    add_logger_sinks(opened, loggers, folder, chosen)
+    if files and not (loggers and is_logger(loggers[0], TENSORBOARD)):
+        what = "the recording of the Grad-CAM maps is" if opened.sinks else "the Grad-CAM panels and the recording are"
+        opened.notice = f"There is no TensorBoardLogger: {what} written under {folder}."
+        files += [RecordingFile] if opened.sinks else [RecordingFile, PanelFiles]
+    for file in files:
+        opened.add(folder, partial(file, folder))
+    add_run_sinks(opened, folder, chosen)
+    return opened
 
 
-def _files_folder(logger: Logger | None, directory: str) -> str:
+def _run_folder(trainer: Trainer, loggers: Sequence[Logger], directory: str) -> str:
     """A folder that belongs to this run alone."""
-    if logger is None:
-        return run_folder(directory)
-    return directory if hasattr(logger, "log_dir") else run_folder(directory, logger.name, logger.version)
+    for logger in loggers:
+        own = getattr(logger, "log_dir", None)
+        if own:
+            return str(own)
+    if trainer.logger is not None:
+        return run_folder(directory, trainer.logger.name, trainer.logger.version)
+    if trainer not in _FOLDERS:
+        _FOLDERS[trainer] = run_folder(directory)
+    return _FOLDERS[trainer]
 
 
 def log_scalars(trainer: Trainer, pl_module: LightningModule, scalars: dict[str, float]) -> list[Exception]:
@@ -327,7 +353,7 @@ def log_scalars(trainer: Trainer, pl_module: LightningModule, scalars: dict[str,
     return errors
 
 
-def _log_to(trainer: Trainer, logger: Logger, scalars: dict[str, float]) -> None:
-    if isinstance(logger, each(TensorBoardLogger)) and trainer.is_global_zero:
+def _log_to(trainer: Trainer, logger: Any, scalars: dict[str, float]) -> None:
+    if is_logger(logger, TENSORBOARD) and trainer.is_global_zero:
         ensure_space_in_events(logger.experiment)
     logger.log_metrics(scalars, step=trainer.global_step)

@@ -60,6 +60,7 @@ class GradCAMWatch:
         method_on_null: Which method draws where there is no gradient.
         regions: Where the thing is in each image.
         faithfulness: Whether to measure how the probability goes as the image is changed.
+        sinks: Where panels and alerts go besides.
 
     Raises:
         ValueError: An option has a value that is not possible, or `probes` holds no images; the message says what is.
@@ -96,6 +97,7 @@ class GradCAMWatch:
         method_on_null: str | dict[str, Any] | None = None,
         regions: int | str | dict[str, str] | Sequence[Any] | None = None,
         faithfulness: bool | dict[str, Any] | None = None,
+        sinks: Sequence[Any] | None = None,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "model", "log_dir")}
         settings = Settings.checked(every_n_epochs=1, **{**given, "probes": as_given(probes)})
@@ -137,7 +139,7 @@ class GradCAMWatch:
             return
         self._run.move_to(step, epoch, self._looks)
         self._looks += 1
-        with self._session.reporter.harmless(self._run, "`look` failed"):
+        with self._session.guard(self._run, "`look` failed"):
             if not self._closing.alive:
                 raise RuntimeError("the watch is closed, and nothing is written any more")
             self._session.probe(self._run)
@@ -156,7 +158,7 @@ class GradCAMWatch:
         """Find the layers, explain the images once, and take them."""
         session, run = self._session, self._run
         session.bind_model(run)
-        with session.reporter.harmless(run, "The watch could not begin"):
+        with session.guard(run, "The watch could not begin"):
             session.open(run)
             if run.unsupported_reason is None:
                 session.preview(run, None, 0)

@@ -252,8 +252,8 @@ def test_a_sink_that_fails_is_one_alert_until_it_works_again() -> None:
     reporter = opened("ignore", sink := Memory(broken=True))
     publish(reporter, null("a"))
     assert close(reporter) == [
-        "Panels or alerts could not be written to memory: OSError: disk full. Look for a full disk, or a log directory "
-        "that is gone or cannot be written to. The training goes on."
+        "Panels or alerts could not be written to memory: OSError: disk full. Look for a full disk, a log directory "
+        "that is gone or cannot be written to, or a service that cannot be reached. The training goes on."
     ]
     reporter.open([sink])
     publish(reporter, null("b"))

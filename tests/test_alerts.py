@@ -56,6 +56,20 @@ def update(tracker: AlertTracker, *findings: Finding, epoch: int = 0) -> list[tu
     return [(str(alert.status), alert.finding.subject, alert.probes) for alert in new]
 
 
+def test_a_failure_to_write_is_the_same_one_for_the_next_file_and_the_next_connection() -> None:
+    texts = [
+        "to MLflow: OSError: /images/step+3+af09.png is not there.",
+        "to MLflow: OSError: /images/step+6+77be.png is not there.",
+        "to MLflow: OSError: <connection at 0x7f01> was refused.",
+    ]
+    tracker = AlertTracker()
+    statuses = [
+        [status for status, *_ in update(tracker, finding("writing", CallbackIssue.WRITING_FAILED, (), message=text))]
+        for text in texts
+    ]
+    assert statuses == [["raised"], [], ["changed"]]
+
+
 def test_raised_once_then_changed_then_cleared() -> None:
     tracker = AlertTracker()
 

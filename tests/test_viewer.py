@@ -38,7 +38,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     write_run(folder / "a", RUN)
     write_run(folder / "b", MadeUpRun(looks=6, seed=1, session=(2.0, "b")))
-    return write_report([str(folder)], str(folder / "report.html"))
+    return Path(write_report([str(folder)], str(folder / "report.html")))
 
 
 @pytest.fixture
@@ -244,7 +244,7 @@ def test_layers_targets_and_stages_are_chosen(open_report: Open, tmp_path: Path)
     fit = MadeUpRun(layers=("net.stem", "net.stage"))
     validation = replace(RUN, stage="validate", looks=1, alerts={}, session=(9.0, "v"))
     write_run(tmp_path / "run", [*fit.records(), *validation.records()])
-    with open_report(path=write_report([str(tmp_path / "run")], str(tmp_path / "report.html"))) as page:
+    with open_report(path=Path(write_report([str(tmp_path / "run")], str(tmp_path / "report.html")))) as page:
         layers = page.get_by_role("combobox", name="Layer")
         assert layers.input_value() == "net.stage"  # the deepest
         layers.select_option("net.stem")
@@ -267,7 +267,7 @@ def test_a_volume_is_looked_through(open_report: Open, tmp_path: Path) -> None:
     levels[:, :, :2] = 255
     looks = [replace(look, layers=(replace(look.layers[0], levels=levels),)) for look in records[1:]]  # type: ignore
     write_run(tmp_path / "run", [pictures, *looks])
-    path = write_report([str(tmp_path / "run")], str(tmp_path / "report.html"))
+    path = Path(write_report([str(tmp_path / "run")], str(tmp_path / "report.html")))
     for depth, expected in ((0.1, 255), (0.9, 0)):
         with open_report(f"view=map&colormap=gray&slice={depth}", path=path) as page:
             assert (gray(page) == expected).all()
@@ -387,7 +387,7 @@ def test_wrong_predictions_first(chromium: Any, open_report: Open, tmp_path: Pat
     predictions = np.array(RUN.labels, np.int32)
     predictions[4] = (predictions[4] + 1) % 3
     write_run(tmp_path / "run", [*records[:-1], replace(last, predictions=predictions)])  # type: ignore[type-var]
-    path = write_report([str(tmp_path / "run")], str(tmp_path / "report.html"))
+    path = Path(write_report([str(tmp_path / "run")], str(tmp_path / "report.html")))
     with open_report("sort=wrong", path=path) as page:
         assert names(page)[0] == "#4"
         page.get_by_text("Sort and filter").click()
@@ -471,7 +471,7 @@ def test_texts_are_no_markup(open_report: Open, tmp_path: Path) -> None:
     bad = alert("raised", 0, message=evil, remedy=evil, cause=evil, subject=evil, url="javascript:alert(1)")
     run = replace(RUN, alerts={0: [bad]}, class_names=(evil, "دجاجة", "鳥"), targets=(evil,))
     write_run(tmp_path / "run", run)
-    path = write_report([str(tmp_path / "run")], str(tmp_path / "report.html"))
+    path = Path(write_report([str(tmp_path / "run")], str(tmp_path / "report.html")))
     with open_report(path=path) as page:
         page.get_by_role("button", name=re.compile("^Details")).click()
         page.locator(".alert-details").wait_for()

@@ -21,7 +21,7 @@ pytestmark = needs_browser
 @contextmanager
 def opened(chromium: Any, folder: Path, address: str = "", script: str = "", **options: Any) -> Iterator[Any]:
     """The report of the runs in a folder; a script runs before those of the page."""
-    path = write_report([str(folder)], str(folder / "report.html"))
+    path = Path(write_report([str(folder)], str(folder / "report.html")))
     with browser_context(chromium, offline=True, **options) as watched:
         watched.page.add_init_script(script)
         watched.page.goto(f"{path.as_uri()}#{address}")

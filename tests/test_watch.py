@@ -101,7 +101,7 @@ def test_the_recording_and_the_report_are_those_of_a_run(trained: tuple[Path, Gr
     assert watch.last_result is not None
     cams = watch.last_result.cams[LAYER].numpy()
     assert abs(recording.maps[LAYER][-1, 0] - cams).max() <= cams.max() / 255
-    assert write_report([str(folder)], str(folder / "report.html")).stat().st_size > 100_000
+    assert Path(write_report([str(folder)], str(folder / "report.html"))).stat().st_size > 100_000
 
 
 def test_a_look_is_that_of_the_callback(tmp_path: Path) -> None:

@@ -53,13 +53,13 @@ class RunReport(Callback):
 
     It leaves the report as HTML and the last panels as PNG.
 
-    Put it last in `trainer.callbacks`. It needs a `TensorBoardLogger`; without one it says nothing.
+    Put it last in `trainer.callbacks`. It needs a `TensorBoardLogger` that writes to the disk; else it says nothing.
     """
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the report, after every callback has written what it had to write."""
         logger = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
-        if stage != "fit" or logger is None or not trainer.is_global_zero:
+        if stage != "fit" or logger is None or not trainer.is_global_zero or "://" in logger.log_dir:
             return
         logger.experiment.flush()
         if trainer.progress_bar_callback is not None:

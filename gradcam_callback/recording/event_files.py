@@ -37,11 +37,12 @@ class StoredRecord:
     problem: str = ""
 
 
-def find_event_files(path: str) -> dict[str, list[str]]:
+def find_event_files(path: str, *, below: bool = True) -> dict[str, list[str]]:
     """The event files in a folder and the folders below it, by folder, each in the order in which they were made.
 
     Args:
         path: A folder or one event file; a URL that fsspec knows will do.
+        below: Whether to look into the folders below, too.
 
     Raises:
         FileNotFoundError: There is nothing at this path.
@@ -52,7 +53,7 @@ def find_event_files(path: str) -> dict[str, list[str]]:
     if system.isfile(root):
         return {root.rpartition("/")[0]: [root]}
     folders: dict[str, list[str]] = {}
-    for file in sorted(system.find(root)):
+    for file in sorted(system.find(root, maxdepth=None if below else 1)):
         folder, _, name = file.rpartition("/")
         if _MARK.decode() in name:
             folders.setdefault(folder, []).append(file)

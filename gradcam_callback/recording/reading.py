@@ -33,18 +33,19 @@ def read_run(path: str | os.PathLike[str]) -> Recording:
     return runs[0]
 
 
-def read_runs(path: str | os.PathLike[str]) -> list[Recording]:
+def read_runs(path: str | os.PathLike[str], *, below: bool = True) -> list[Recording]:
     """Read every run in a folder and the folders below it.
 
     Args:
         path: As of `read_run`.
+        below: Whether to look into the folders below, too.
 
     Raises:
         FileNotFoundError: There is nothing at this path, or no recording in it.
     """
     root = os.fspath(path)
     runs, notes = [], list[str]()
-    folders = find_event_files(root)
+    folders = find_event_files(root, below=below)
     names = _names(list(folders))
     for folder, files in folders.items():
         stored = [record for file in files for record in read_records(root, file)]

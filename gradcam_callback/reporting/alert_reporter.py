@@ -10,7 +10,7 @@ from contextlib import suppress
 from types import MappingProxyType
 
 from gradcam_callback.errors import GradientNullError, GradientNullWarning
-from gradcam_callback.reporting.alerts import Alert, AlertTracker, Finding, Status
+from gradcam_callback.reporting.alerts import Alert, AlertTracker, Finding, Status, wording
 from gradcam_callback.reporting.findings import not_written
 from gradcam_callback.reporting.panel import Panel
 from gradcam_callback.reporting.recorder import Recorder, SeenProbes
@@ -158,7 +158,8 @@ class AlertReporter:
     def _record_writing(self, step: int, epoch: int) -> None:
         failures = None if self._writer is None else self._writer.take_failures()
         if failures is not None:
-            findings = [not_written(sorted(map(_failure_text, failures)))] if failures else []
+            texts = {wording(text): text for text in map(_failure_text, failures)}
+            findings = [not_written(sorted(texts.values()))] if failures else []
             self.record(["writing"], findings, step=step, epoch=epoch)
 
     def _warn(self, alert: Alert) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
@@ -31,7 +32,7 @@ class Finding:
     """What is wrong now.
 
     Attributes:
-        subject: What it is about: the dotted name of a layer, or "forward", "probes", "callback", "writing".
+        subject: What it is about: the dotted name of a layer, or "forward", "probes", "callback", "writing", "sinks".
         cause: Why; None where a gradient is None and the cause is not known.
         probes: Which probes are concerned, by their position.
         targets: Which targets are concerned, e.g. "predicted".
@@ -97,6 +98,8 @@ class Finding:
         place = None if self.location is None else (self.location.file, self.location.line)
         if self.cause is CallbackIssue.LOOKS_ELSEWHERE:  # its numbers are others in every look
             return self.cause, self.targets
+        if self.cause is CallbackIssue.WRITING_FAILED:
+            return self.cause, wording(self.message)
         probes = "all" if self.concerns_all else self.probes  # a dry run may have fewer of them
         return self.cause, probes, self.targets, place, None if self.is_null else self.message
 
@@ -265,6 +268,11 @@ class AlertTracker:
                 self._open[subject] = now
         self.alerts += new
         return new
+
+
+def wording(text: str) -> str:
+    """A text without what holds digits: the path of one file, the address of one connection."""
+    return re.sub(r"\S*\d\S*", "", text)
 
 
 def _cause(slug: str | None) -> Cause | CallbackIssue | None:

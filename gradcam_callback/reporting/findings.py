@@ -126,8 +126,20 @@ def not_written(failures: Sequence[str]) -> Finding:
     Args:
         failures: What, where and why, a sentence each.
     """
-    advice = "Look for a full disk, or a log directory that is gone or cannot be written to. The training goes on."
+    advice = (
+        "Look for a full disk, a log directory that is gone or cannot be written to, or a service that cannot be "
+        "reached. The training goes on."
+    )
     return Finding("writing", CallbackIssue.WRITING_FAILED, (), (), " ".join(dict.fromkeys(failures)), advice)
+
+
+def not_opened(failures: Sequence[str]) -> list[Finding]:
+    """What is wrong where some of the places to write to could not be opened; empty where all could.
+
+    Args:
+        failures: What, where and why, a sentence each.
+    """
+    return [replace(not_written(failures), subject="sinks")] if failures else []
 
 
 def not_logged(error: Exception) -> Finding:

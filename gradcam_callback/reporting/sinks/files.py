@@ -21,6 +21,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from gradcam_callback.recording.summaries import summary_of
 from gradcam_callback.reporting.report import Report
 from gradcam_callback.reporting.sinks.disk_space import ensure_space
+from gradcam_callback.reporting.sinks.sink import SinkContext
 
 _LONGEST_NAME = 120  # characters; file systems take 255 bytes
 _RESERVED_NAMES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # by Windows
@@ -39,6 +40,11 @@ class PanelFiles:
         self.name = str(folder)
         self._folder = _Folder(folder)
         self._tags: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, context: SinkContext) -> PanelFiles:
+        """The files of a run, in its folder."""
+        return cls(context.folder)
 
     def write(self, report: Report) -> None:
         """Write the panels.
@@ -210,7 +216,8 @@ def run_folder(directory: str | os.PathLike[str], *run: Any) -> str:
     Raises:
         OSError: It cannot be made.
     """
-    base = os.fspath(directory).rstrip("/")
+    protocol, separator, path = os.fspath(directory).rpartition("://")
+    base = protocol + separator + path.rstrip("/")
     system, _ = url_to_fs(base or "/")
     given = [_file_name(str(part)) for part in run if part not in (None, "")]
     if given:

@@ -12,6 +12,7 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from gradcam_callback.recording.summaries import summary_of
 from gradcam_callback.reporting.report import Report
 from gradcam_callback.reporting.sinks.disk_space import ensure_space
+from gradcam_callback.reporting.sinks.sink import SinkContext
 
 _RGB = 3  # the number that an image's record has for its colours
 
@@ -31,6 +32,11 @@ class TensorBoardSink:
         # A logger that was closed after an earlier run opens a new file when it is next used. That must not happen in
         # the writer's thread, where it would race with the training loop.
         experiment._get_file_writer()
+
+    @classmethod
+    def of(cls, context: SinkContext) -> TensorBoardSink:
+        """The sink of a TensorBoardLogger."""
+        return cls(context.logger.experiment)
 
     def write(self, report: Report) -> None:
         """Write records for the viewer, panels for the images tab, and alerts for the text tab.
