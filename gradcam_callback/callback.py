@@ -3,8 +3,8 @@
 Note [Harmless hooks]
 
 Whatever goes wrong in a hook becomes an alert, and the training goes on: `_harmless` sees to it. Two errors pass,
-because they were asked for: an option that turns out impossible before anything is trained, and a null gradient with
-`on_null: raise`.
+because they were asked for: an option that turns out impossible before anything is trained (but not where the callback
+was attached from outside), and a null gradient with `on_null: raise`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import functools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from gradcam_callback.engine.layer_listing import ListedLayer
 from gradcam_callback.engine.layers import AUTO
@@ -37,8 +37,7 @@ def _harmless(hook: Hook) -> Hook:
 
     @functools.wraps(hook)
     def guarded(self: GradCAMCallback, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        reporter = self._session_of(trainer).reporter
-        with reporter.harmless(TrainerContext(trainer, pl_module), f"`{hook.__name__}` failed"):
+        with self._session_of(trainer).guard(TrainerContext(trainer, pl_module), f"`{hook.__name__}` failed"):
             hook(self, trainer, pl_module, *args, **kwargs)
 
     return cast(Hook, guarded)
@@ -132,6 +131,8 @@ class GradCAMCallback(Callback):
         ValueError: An option has a value that is not possible; the message says which are.
         TypeError: An option is of a wrong type.
     """
+
+    _refuses: ClassVar[bool] = True  # an option that turns out impossible
 
     def __init__(
         self,
@@ -358,5 +359,5 @@ class GradCAMCallback(Callback):
         if trainer not in self._sessions:
             before = takewhile(lambda other: other is not self, trainer.callbacks)  # type: ignore[attr-defined]
             earlier = [other._session_of(trainer) for other in before if isinstance(other, GradCAMCallback)]
-            self._sessions[trainer] = Session(self.settings, self._memory, earlier)
+            self._sessions[trainer] = Session(self.settings, self._memory, earlier, refuses=self._refuses)
         return self._sessions[trainer]

@@ -36,6 +36,7 @@ class CallbackIssue(str, Enum):
     PROBES_CHANGED = "probes_changed"
     SHORT_OF_MEMORY = "short_of_memory"
     UNSUPPORTED_STRATEGY = "unsupported_strategy"
+    NO_MAPS = "no_maps"
     WEIGHTS_MODIFIED = "weights_modified"
     CHANNELS_HIDDEN = "channels_hidden"
     CLASSES_DIFFER = "classes_differ"

@@ -8,21 +8,19 @@ import itertools
 import json
 import logging
 import os
-import pkgutil
 import re
 import sys
 import textwrap
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
-from itertools import takewhile
 from typing import Any, NoReturn
 
 import docstring_parser
 from jsonargparse import ActionConfigFile, DefaultHelpFormatter  # type: ignore[attr-defined]  # exported all the same
 
 from gradcam_callback import GradCAMCallback, pages, report
+from gradcam_callback.attach.command import attach_to_program
 from gradcam_callback.doctor import COULD_NOT_RUN, DoctorTrainer, examine_program
 from gradcam_callback.lightning_api import (
     PACKAGE,
@@ -32,6 +30,7 @@ from gradcam_callback.lightning_api import (
     LightningDataModule,
     LightningModule,
 )
+from gradcam_callback.option_errors import clarify
 from gradcam_callback.reporting.terminal import print_markdown
 
 CALLBACK = "gradcam_callback.GradCAMCallback"
@@ -44,6 +43,7 @@ Start here:
   gradcam-callback fit --help                        every option; those of the callback come last
   gradcam-callback doctor --config FILE              why is my gradient None? without training; same file as fit
   gradcam-callback doctor train.py fit ...           the same for a program of yours, LightningCLI or not
+  gradcam-callback attach -- python train.py ...     the callback in the Trainers of a program of yours, unchanged
   gradcam-callback layers --config FILE              which layers there are, and which one `auto` takes, and why
   gradcam-callback check --config FILE               do the maps depend on the weights at all? an exit status for CI
   gradcam-callback explain --config FILE --ckpt CKPT images/ -o FOLDER
@@ -86,13 +86,6 @@ the callback:
 
   Its options, all under init_args, with their types and defaults:
 """
-
-_CLASS_PROBLEM = "Problem with given class_path"
-# The versions of jsonargparse word it differently.
-_UNKNOWN_OPTION = re.compile(
-    rf"{_CLASS_PROBLEM} '(?P<path>[^']+)':\s+"
-    r"(?:Validation failed: )?(?:Option|Key) '(?P<option>[^']+)' is not (?:accepted|expected)"
-)
 
 
 class HelpFormatter(DefaultHelpFormatter):
@@ -175,36 +168,6 @@ def describe_callback() -> str:
     return "\n".join(lines)
 
 
-def clarify(message: str) -> str:
-    """Cut a message of jsonargparse down to the class that was given wrongly, and say which options that class has.
-
-    Args:
-        message: What jsonargparse says about a configuration. It names every type that was tried.
-
-    Returns:
-        The part about the first class with a problem, or else the message as it is.
-    """
-    lines = message.splitlines()
-    start = next((index for index, line in enumerate(lines) if _CLASS_PROBLEM in line), None)
-    if start is not None:
-        deeper = takewhile(lambda line: _indent(line) > _indent(lines[start]), lines[start + 1 :])
-        message = "\n".join([lines[start].lstrip(" -"), *deeper])
-    return "\n".join([message, *_possible_options(message)])
-
-
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip(" "))
-
-
-def _possible_options(message: str) -> Iterator[str]:
-    for found in _UNKNOWN_OPTION.finditer(message):
-        path, option = found["path"], found["option"]
-        options = list(inspect.signature(pkgutil.resolve_name(path)).parameters)
-        for close in get_close_matches(option, options, n=1, cutoff=0.5):
-            yield f"Did you mean {close!r}?"
-        yield f"The options of {path}: {', '.join(options) or 'none'}."
-
-
 def explain_cause(args: list[str]) -> None:
     """Print what a cause or an alert means; without its slug, list them.
 
@@ -252,6 +215,8 @@ def main(args: list[str] | None = None) -> None:
 def _dispatch(command: str, *rest: str) -> None:
     if command == "explain-cause":
         return explain_cause(list(rest))
+    if command == "attach":
+        return attach_to_program(rest)
     if command == "report":
         return report.run_command(list(rest))
     if command == "benchmark":

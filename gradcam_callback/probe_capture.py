@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from gradcam_callback.engine.batch_rows import map_tensors
+from gradcam_callback.errors import BadInputError
 from gradcam_callback.execution.processes import ProcessGroup
 from gradcam_callback.probes import ProbeCollector, ProbeSample, ProbeSet, ProbeSource
 from gradcam_callback.run_context import RunContext
@@ -34,7 +35,7 @@ class ProbeCapture:
         self._source = source
         self._options = options
         self._collector: ProbeCollector | None = None
-        self._preview: ProbeSet | None = None
+        self._preview: ProbeSet | BadInputError | None = None
         self.is_of_validation = False
 
     def start(self, run: RunContext, positions: Sequence[int] | None) -> None:
@@ -63,6 +64,10 @@ class ProbeCapture:
         probes = collector.finish([sample for part in parts for sample in part])
         return self._ready(run, probes)
 
+    def drop(self) -> None:
+        """Want no probes any more."""
+        self._collector = self._preview = None
+
     @property
     def is_collecting(self) -> bool:
         """Whether a capture was begun and not finished."""
@@ -73,27 +78,41 @@ class ProbeCapture:
         """Whether a batch that is still to come may hold probes."""
         return self._collector is not None and not self._collector.is_complete
 
-    def preview(self, run: RunContext, batch: Any, dataloader_idx: int | None) -> bool:
-        """Take images for a dry run out of the first batch that has some; whether there are any now.
+    def preview(self, run: RunContext, batch: Any, dataloader_idx: int | None) -> None:
+        """Take images for a dry run out of the first batch that has some.
+
+        What is wrong with a batch of a validation loader is said by `take_preview`, in all processes.
 
         Args:
             run: With the loaders in place.
             batch: Of the sanity check, or of the training.
             dataloader_idx: Of a validation loader; None for a training batch.
-
-        Raises:
-            ValueError: The batch cannot be used, and it is of a validation loader.
         """
-        if self._preview is None:
+        if self._preview is not None:
+            return
+        self.is_of_validation = dataloader_idx is not None
+        try:
             collector = self._source.start(run.capture_context(None, **self._options(run.model)))
             self._preview = collector.preview(batch, dataloader_idx, _PREVIEW)
-            self.is_of_validation = dataloader_idx is not None
-        return self._preview is not None
+        except BadInputError as error:
+            # What hangs on the error (frames, the error before it) would keep the batch alive.
+            error.__context__ = error.__cause__ = None
+            self._preview = error.with_traceback(None)
 
     def take_preview(self, run: RunContext) -> ProbeSet | None:
-        """The images for the dry run, the same in every process; None where there are none."""
+        """The images for the dry run, the same in every process; None where there are none.
+
+        Raises:
+            ValueError: The batch cannot be used.
+        """
         found, self._preview = self._preview, None
-        probes = self.processes.from_rank_zero(lambda: found)
+
+        def usable() -> ProbeSet | None:
+            if isinstance(found, BadInputError):
+                raise found
+            return found
+
+        probes = self.processes.from_rank_zero(usable)
         return None if probes is None else self._ready(run, probes)
 
     def _ready(self, run: RunContext, probes: ProbeSet) -> ProbeSet:

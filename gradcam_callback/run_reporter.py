@@ -97,17 +97,6 @@ class RunReporter:
             except Exception:  # it is the record of alerts itself that fails
                 warn_of(what, error)
 
-    @contextmanager
-    def harmless(self, run: RunContext, what: str) -> Iterator[None]:
-        """As `guard`, and publish the alert."""
-        failed = True
-        with self.guard(run, what):
-            yield
-            failed = False
-        if failed:
-            with self.guard(run, "The alerts could not be published"):
-                self.publish(run)
-
     def record(self, run: RunContext, subjects: Sequence[str], found: Sequence[Finding]) -> None:
         """Take in what was found about these subjects."""
         self._alerts.record(subjects, found, step=run.step, epoch=run.epoch)

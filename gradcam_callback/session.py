@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from gradcam_callback.engine.layer_listing import ListedLayer
@@ -37,25 +38,58 @@ class Session:
         settings: The options of the callback.
         memory: What outlives the run. Its alerts and results are what the callback shows.
         earlier: The sessions of the callbacks of this kind that come before this one in the trainer.
+        refuses: Whether an option that turns out impossible ends the run; otherwise the run goes on without maps.
 
     Attributes:
         awaits_dry_run: Whether nothing was explained yet, and a training is about to begin.
         reporter: Of what is found.
     """
 
-    def __init__(self, settings: Settings, memory: Memory, earlier: Sequence[Session] = ()) -> None:
+    def __init__(
+        self, settings: Settings, memory: Memory, earlier: Sequence[Session] = (), *, refuses: bool = True
+    ) -> None:
         self.awaits_dry_run = False
         self.reporter = RunReporter(settings, memory)
         self._settings = settings
         self._memory = memory
         self._earlier = earlier
+        self._refuses = refuses
         self._prober = Prober(settings)
         self._schedule = PanelSchedule(settings.panels)
         self._capture = ProbeCapture(settings.source, self._prober.capture_options)
         self._probes: ProbeSet | None = None
         self._measuring = Measuring(settings, self._prober, self.reporter)
         self._is_open = False
+        self._has_given_up = False
         self._held = 0.0  # seconds of this validation
+
+    @contextmanager
+    def guard(self, run: RunContext, what: str) -> Iterator[None]:
+        """Make an alert of what goes wrong inside, and publish it; see Note [Harmless hooks] in `callback`."""
+        has_failed = True
+        with self.reporter.guard(run, what):
+            try:
+                yield
+                has_failed = False
+            except BadInputError as error:
+                if not self._accepts(run, error):
+                    raise
+        if has_failed and self._is_open:  # before it is known where alerts are written, they wait
+            with self.reporter.guard(run, "The alerts could not be published"):
+                self.reporter.publish(run)
+
+    def _accepts(self, run: RunContext, error: Exception) -> bool:
+        """Whether an error says why there are no maps, and the run goes on without."""
+        if self._refuses or not isinstance(error, BadInputError):
+            return False
+        self._give_up(run, str(error))
+        return True
+
+    def _give_up(self, run: RunContext, reason: str) -> None:
+        """Go on without maps."""
+        self._has_given_up, self.awaits_dry_run, self._probes = True, False, None
+        self._capture.drop()
+        self.reporter.record(run, ["run"], [findings.no_maps(reason)])
 
     # Before the first step
 
@@ -81,23 +115,21 @@ class Session:
         reason = run.unsupported_reason
         if reason is not None:
             self.reporter.record(run, ["strategy"], [findings.unsupported_strategy(reason)])
-        self.awaits_dry_run = fits and reason is None and run.has_validation
+        elif fits and not run.has_validation:
+            self._give_up(run, findings.NO_VALIDATION)
+        self.awaits_dry_run = fits and reason is None and not self._has_given_up
         self.reporter.publish(run)
 
     def preview(self, run: RunContext, batch: Any, dataloader_idx: int | None) -> None:
-        """Copy images for the dry run out of a batch.
-
-        Raises:
-            BadInputError: There are no images where the options say, in a batch of a validation loader.
-        """
+        """Copy images for the dry run out of a batch."""
         self._capture.preview(run, batch, dataloader_idx)
 
     def dry_run(self, run: RunContext) -> None:
         """Explain the images of the first batch there is, before anything is trained, and write nothing of it.
 
         Raises:
-            BadInputError: An option turns out impossible: a class that does not exist, logits that cannot be found,
-                labels or regions that are not there, statistics for other channels.
+            BadInputError: An option turns out impossible: there are no images where the options say, no such class,
+                no logits that can be found, no such labels or regions, statistics for other channels.
             GradientNullError: There is a null, and `on_null` is "raise".
         """
         probes = self._capture.take_preview(run) if self.awaits_dry_run else None
@@ -115,7 +147,8 @@ class Session:
         except Exception as error:
             if isinstance(error, BadInputError) and not isinstance(error, UnknownSpaceError):
                 raise
-            self.reporter.record_failure(run, error, self._prober.titles(probes))
+            if not self._accepts(run, error):
+                self.reporter.record_failure(run, error, self._prober.titles(probes))
         self.reporter.publish(run)
 
     # Probes
@@ -128,7 +161,7 @@ class Session:
     def start_collecting(self, run: RunContext) -> None:
         """Begin to capture the probes, where there are none yet."""
         self._held = 0.0
-        if self._probes is None and run.unsupported_reason is None:
+        if self._probes is None and not self._has_given_up and run.unsupported_reason is None:
             resumes = run.stage == "fit"
             self._capture.start(run, self._memory.training.get("indices") if resumes else None)
 
@@ -147,7 +180,10 @@ class Session:
             if len(probes):
                 self._prober.targets(probes)
         except Exception as error:
-            return self.reporter.record(run, ["probes"], [findings.failed("probes", "There are no probes", error)])
+            if not self._accepts(run, error):
+                failed = findings.failed("probes", "There are no probes", error)
+                self.reporter.record(run, ["probes"], [failed])
+            return
         if len(probes) == 0 and not probes.missing:
             return self.reporter.notice(run, "No sample passed in the validation, so there are no probes yet.")
         found = [findings.probes_missing(probes.missing)] if probes.missing else []
@@ -173,7 +209,7 @@ class Session:
         started = time.perf_counter()
         self.open(run)
         self._finish_capture(run)
-        if not self._is_due(run):
+        if self._has_given_up or not self._is_due(run):
             return self.reporter.publish(run)
         maps = len(self.layers) * len(self._prober.titles(self._probes))
         if self._probes is None:
@@ -198,6 +234,8 @@ class Session:
             self.reporter.record(run, ["callback"], [])
         except Exception as error:
             self._schedule.forget()
+            if self._accepts(run, error):
+                return self.reporter.publish(run)
             self.reporter.record_failure(run, error, self._prober.titles(self._probes))
         scalars[self._tags(run).seconds] = self._held + time.perf_counter() - started
         self.reporter.log_scalars(run, scalars)

@@ -139,7 +139,7 @@ class GradCAMWatch:
             return
         self._run.move_to(step, epoch, self._looks)
         self._looks += 1
-        with self._session.reporter.harmless(self._run, "`look` failed"):
+        with self._session.guard(self._run, "`look` failed"):
             if not self._closing.alive:
                 raise RuntimeError("the watch is closed, and nothing is written any more")
             self._session.probe(self._run)
@@ -158,7 +158,7 @@ class GradCAMWatch:
         """Find the layers, explain the images once, and take them."""
         session, run = self._session, self._run
         session.bind_model(run)
-        with session.reporter.harmless(run, "The watch could not begin"):
+        with session.guard(run, "The watch could not begin"):
             session.open(run)
             if run.unsupported_reason is None:
                 session.preview(run, None, 0)

@@ -50,9 +50,10 @@ class TensorBoard:
 
 @contextmanager
 def tensorboard(folder: Path, *options: str, **more: Any) -> Iterator[TensorBoard]:
-    """Start TensorBoard on a folder; port and address are its own choice."""
+    """Start TensorBoard on a folder, of this Python or another; port and address are its own choice."""
+    python = more.get("python", sys.executable)
     logdir = more.get("logdir", ["--logdir", str(folder)])
-    command = [sys.executable, "-m", "tensorboard.main", *logdir, "--port", "0", "--reload_interval", "1", *options]
+    command = [python, "-m", "tensorboard.main", *logdir, "--port", "0", "--reload_interval", "1", *options]
     with tempfile.TemporaryDirectory() as temporary:
         log = Path(temporary) / "log"
         with log.open("w") as file:

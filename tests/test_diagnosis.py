@@ -172,6 +172,24 @@ def test_auto_chooses_as_for_the_maps() -> None:
         diagnose(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), images, "auto")
 
 
+def test_an_operation_that_raises_is_told_by_the_line_that_calls_it() -> None:
+    model = build(WrongProduct)
+    found = diagnose(model, torch.rand(2, 3, 8, 8), "auto")
+    assert found.cause is Cause.FORWARD_FAILED
+    assert found.location is not None
+    assert (found.location.file, found.location.code) == (__file__, "return features @ torch.ones(5, 2)")
+
+
+class WrongProduct(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.conv(images).flatten(1)
+        return features @ torch.ones(5, 2)
+
+
 def test_refuses_what_is_no_layer_and_no_image() -> None:
     model = build(shelf_module.DetachedInForward)
     with pytest.raises(BadInputError, match=r"has no layer 'convs'.*'conv'"):

@@ -27,7 +27,12 @@ from gradcam_callback import Cause, GradCAMCallback, pages
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / pages.PAGE
 SHOWN = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-LINKED = [*SHOWN, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+LINKED = [
+    *SHOWN,
+    *sorted((ROOT / "benchmarks").glob("*.md")),
+    *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
+]
+PEERS = ("pytorch_grad_cam", "torchcam", "captum")  # other packages that a page computes the same map with
 LANGUAGES = {"python", "yaml", "bash", "text", "json", "toml"}
 OWN_NAMESPACE = "<!-- on its own -->"  # written above a block that does not go on from the one before it
 
@@ -124,6 +129,9 @@ def test_every_block_says_what_it_is(section: Section) -> None:
 def test_python_runs(section: Section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not hasattr(lightning_callbacks, "WeightAveraging") and "WeightAveraging" in str(section.blocks):
         pytest.skip("this version of Lightning has no WeightAveraging")
+    for peer in PEERS:
+        if re.search(rf"^from {peer}\b", "\n".join(block.code for block in section.blocks), flags=re.MULTILINE):
+            pytest.importorskip(peer)
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "runs" / "demo" / "version_0", MadeUpRun())  # a run that the documents read
     torch.manual_seed(0)
@@ -170,6 +178,27 @@ def instantiated(spec: dict[str, Any]) -> Any:
     # Its name until jsonargparse 4.49.
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
     return instantiate(parser.parse_object({"callback": spec})).callback
+
+
+TASKS = [section for section in SECTIONS if section.file.name == "tasks.md" and "](../configs/" in section.text]
+
+
+@pytest.mark.parametrize("section", [section for section in TASKS if section.in_language("yaml")], ids=str)
+def test_a_task_shows_what_its_configuration_says(section: Section) -> None:
+    [config] = re.findall(r"\(\.\./(configs/\w+\.yaml)\)", section.text)
+    [block] = section.in_language("yaml")
+    trainer = yaml.safe_load((ROOT / config).read_text())["trainer"]
+    assert callback_specs(yaml.safe_load(block.code)) == callback_specs(trainer)
+
+
+def test_every_task_has_its_section_and_its_panel() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    tasks = sorted(re.findall(r"^TASKS := (.+)$", makefile, flags=re.MULTILINE)[0].split())
+    told = [re.findall(r"\(\.\./configs/(\w+)\.yaml\)", section.text) for section in TASKS]
+    assert sorted(name for names in told for name in names) == tasks
+    shown = re.findall(r"\]\(gallery/(\w+)\.png\)", (ROOT / "docs" / "gallery.md").read_text())
+    assert sorted(shown) == tasks
+    assert sum(path.stat().st_size for path in (ROOT / "docs" / "gallery").iterdir()) < 1_500_000
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from gradcam_callback.diagnosis.blame import Blame, blames_of, crossable, told_o
 from gradcam_callback.diagnosis.context import CallerContext, is_closed
 from gradcam_callback.diagnosis.passes import Subject, TracedPass
 from gradcam_callback.diagnosis.path import path_through
-from gradcam_callback.diagnosis.source import frame_of, locate, module_of, named_modules
+from gradcam_callback.diagnosis.source import frame_of, is_internal, locate, module_of, named_modules
 from gradcam_callback.diagnosis.torch_calls import CHOOSING, JOINING
 from gradcam_callback.diagnosis.trace import Step
 from gradcam_callback.engine import auto, explain, forward, health, layers
@@ -124,7 +124,8 @@ def of_failed_forward(layer: str, error: Exception, probes: int) -> Diagnosis:
     """
     raw = list(traceback.walk_tb(error.__traceback__))
     call = [frame.f_code for frame, _ in raw].index(forward.call_model.__code__)
-    frames = [frame_of(frame, line) for frame, line in reversed(raw[call + 1 :])]
+    within = [(frame, line) for frame, line in raw[call + 1 :] if not is_internal(frame.f_code.co_filename)]
+    frames = [frame_of(frame, line) for frame, line in reversed(within)]
     location = locate(frames, module_of(frames, raw[call][0].f_locals["model"]))
     cut = Cut(Cause.FORWARD_FAILED, location, "")
     return Diagnosis(

@@ -18,6 +18,7 @@ _STATES = {
     GradientState.ZERO: "the gradient is zero",
 }
 SUBSTITUTES = "A map that needs no gradient is drawn with `method_on_null: scorecam`, or eigencam, which is quicker."
+NO_VALIDATION = "the trainer validates nothing, and maps are made of what it validates."
 _WITHOUT_ACTIVATION = (Cause.LAYER_NOT_CALLED, Cause.UNSUPPORTED_OUTPUT, Cause.HOOK_BYPASSED, Cause.FORWARD_FAILED)
 _STATE_CAUSES = {GradientState.NON_FINITE: Cause.NON_FINITE, GradientState.ZERO: Cause.ZERO_GRADIENT}
 
@@ -167,6 +168,16 @@ def unsupported_strategy(reason: str) -> Finding:
     message = f"There are no Grad-CAM maps under this strategy: {reason}."
     advice = "Use DDP, or ModelParallelStrategy with fully_shard (FSDP2). The training goes on without maps."
     return Finding("strategy", CallbackIssue.UNSUPPORTED_STRATEGY, (), (), message, advice)
+
+
+def no_maps(reason: str) -> Finding:
+    """What is wrong where a run goes on without maps.
+
+    Args:
+        reason: Why, in a sentence or several.
+    """
+    advice = "The training goes on as if the callback were not there."
+    return Finding("run", CallbackIssue.NO_MAPS, (), (), f"There are no Grad-CAM maps in this run: {reason}", advice)
 
 
 def _may_be_substituted(verdict: LayerHealth) -> bool:

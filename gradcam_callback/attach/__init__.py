@@ -1,0 +1,1 @@
+"""GradCAMCallback in the Trainers of a program that does not know of it: `gradcam-callback attach`."""
