@@ -21,6 +21,7 @@ from logger_stores import Stored, read_comet, read_mlflow, read_wandb
 from models import STEPS, Classifier, Network, detached
 from PIL import Image
 from test_sinks import flat, report
+from torch import Tensor
 
 from gradcam_callback import GradCAMCallback, read_run
 
@@ -160,6 +161,31 @@ def test_the_users_metrics_stay_as_they_are(service: Service, run: MakeRun, tmp_
 
     assert {name for name, *_ in stored[0]} >= {"val_loss", "val_accuracy"}
     assert stored[0] == stored[1]
+
+
+class LogsInForward(Classifier):
+    """Holds what a logger logs with, and uses it in each forward pass."""
+
+    def __init__(self, logger: Any) -> None:
+        super().__init__()
+        self.client, self.run_id = logger.experiment, logger.run_id
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.client.log_metric(self.run_id, "passes", 1.0)
+        return super().forward(images)
+
+
+def test_what_a_replica_logs_reaches_nobody(run: MakeRun, tmp_path: Path) -> None:
+    logger = Service("mlflow", tmp_path).begin()
+    counts = []
+    for is_watched in (True, False):
+        before = len(logger.experiment.get_metric_history(logger.run_id, "passes"))
+        fit = run(cb(), LogsInForward(logger), logger=logger, max_epochs=2)
+        if not is_watched:
+            fit.trainer.callbacks.remove(fit.callback)  # type: ignore[attr-defined]
+        fit.fit()
+        counts.append(len(logger.experiment.get_metric_history(logger.run_id, "passes")) - before)
+    assert counts[0] == counts[1] > 0
 
 
 def test_an_older_step_than_that_of_the_metrics_is_kept(service: Service) -> None:

@@ -122,6 +122,7 @@ PLACES = [
     "session.Session.probe",
     "settings.Memory.state_dict",
     "trainer_context.log_scalars",
+    "trainer_context.open_sinks",
     "trainer_context.replica_options",
 ]
 # A cause that is known is not looked for again, probes are captured once, a run is opened once, and what is wrong is
@@ -144,6 +145,7 @@ ONCE = {
     "reporting.sinks.tensorboard.TensorBoardSink.__init__",
     "reporting.writer.BackgroundWriter.__init__",
     "run_reporter.RunReporter.open",
+    "trainer_context.open_sinks",
 }
 
 

@@ -29,7 +29,7 @@ class Hidden:
 
 sys.meta_path.insert(0, Hidden())
 if options.late:
-    from gradcam_callback.callback import GradCAMCallback
+    from gradcam_callback import GradCAMCallback
 pl = importlib.import_module(options.package)
 
 import torch  # noqa: E402
@@ -37,9 +37,8 @@ from pictures import batches  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-import gradcam_callback  # noqa: E402
-
-GradCAMCallback = gradcam_callback.GradCAMCallback
+if not options.late:
+    from gradcam_callback import GradCAMCallback
 
 
 class Classifier(pl.LightningModule):
@@ -128,8 +127,9 @@ if __name__ == "__main__":
     pl.seed_everything(0)
     from lightning_utilities.core import rank_zero
 
-    result: dict[str, Any] = {"is_callback": issubclass(GradCAMCallback, pl.Callback), "log": rank_zero.log.name}
-    result |= {"trained": train(), "cut": fit_with_a_cut(), "by_command_line": by_command_line()}
+    result: dict[str, Any] = {"log": rank_zero.log.name}
+    result |= {"trained": train(), "is_callback": issubclass(GradCAMCallback, pl.Callback)}
+    result |= {"cut": fit_with_a_cut(), "by_command_line": by_command_line()}
     result["resumed"] = resume(result["trained"]["checkpoint"])
     result["packages"] = sorted({"lightning", "pytorch_lightning"} & set(sys.modules))
     print(json.dumps(result))
