@@ -291,7 +291,7 @@ class Case:
         layer: The target layer.
         ours: Makes our callbacks, for that layer.
         ours_first: Whether our callbacks stand before the user's.
-        null: Whether there are nulls, so that there are alerts.
+        alerts: Whether there are alerts.
         looks: Whether there is a look at all.
     """
 
@@ -303,7 +303,7 @@ class Case:
     layer: str = LAYER
     ours: Callable[[str], list[GradCAMCallback]] = one
     ours_first: bool = True
-    null: bool = False
+    alerts: bool = False
     looks: bool = True
 
 
@@ -358,5 +358,5 @@ def compare(case: Case, folder: Path, ours: Sequence[GradCAMCallback] | None = N
     assert differences(without.moments, with_it.moments) == []
     for callback in ours:
         assert (callback.last_result is not None) == case.looks
-        assert bool(callback.alerts) == case.null, [str(alert) for alert in callback.alerts]
+        assert bool(callback.alerts) == case.alerts, [str(alert) for alert in callback.alerts]
     return without, with_it

@@ -385,9 +385,9 @@ def compiled(backend: str = "eager") -> Any:
 CASES = {
     "plain": Case(ours=two),
     "half frozen": Case(HalfFrozen, ours=two),
-    "detached": Case(detached, ours=two, null=True),
+    "detached": Case(detached, ours=two, alerts=True),
     "generators of its own": Case(OwnGenerators),
-    "zero head": Case(lambda: ZeroHead(held=False), ours=two, null=True),
+    "zero head": Case(lambda: ZeroHead(held=False), ours=two, alerts=True),
     "one generator for all": Case(data=from_one_generator),
     "generators in the data": Case(data=carrying),
     "two workers": Case(data=lambda: shuffled(num_workers=2)),
@@ -408,12 +408,12 @@ CASES = {
     "clipped by norm": Case(settings={"gradient_clip_val": 0.1, **MIDDLE}),
     "overfit": Case(settings={"overfit_batches": 2}),
     "fast_dev_run": Case(settings={"fast_dev_run": 2}),
-    "no validation": Case(settings={"limit_val_batches": 0}, looks=False),
+    "no validation": Case(settings={"limit_val_batches": 0}, alerts=True, looks=False),
     "every second epoch": Case(settings={"check_val_every_n_epoch": 2, "max_epochs": 4}),
     "max_steps": Case(settings={"max_steps": 5, "max_epochs": -1, "val_check_interval": 2}),
     "compiled child": Case(compiled_child, layer="model._orig_mod.stage"),
     "compiled in place": Case(compiled_in_place),
-    "fails for probes": Case(FailingForProbes, null=True, looks=False),
+    "fails for probes": Case(FailingForProbes, alerts=True, looks=False),
     "finetuning": Case(Backboned, others=lambda: [BackboneFinetuning(1)], settings={"max_epochs": 3}),
 }
 
@@ -422,7 +422,7 @@ CASES = {
 SLOW = {
     "part of an epoch": Case(settings={"val_check_interval": 0.25}),
     "half a step, one generator": Case(data=from_one_generator, settings=MIDDLE),
-    "detached, half a step": Case(detached, settings=MIDDLE, null=True),
+    "detached, half a step": Case(detached, settings=MIDDLE, alerts=True),
     "64-true": Case(settings={"precision": "64-true"}),
     "anomaly detection": Case(settings={"detect_anomaly": True}),
     "finetuning, ours last": Case(Backboned, others=lambda: [BackboneFinetuning(1)], ours_first=False),
