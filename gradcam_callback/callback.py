@@ -275,7 +275,8 @@ class GradCAMCallback(Callback):
         Raises:
             ValueError: There are no probes, or an option turns out impossible: there is no such layer or class.
         """
-        return self._session_of(trainer).diagnose(TrainerContext(trainer, pl_module))
+        session, run = self._session_of(trainer), TrainerContext(trainer, pl_module)
+        return session.prober.diagnose(run, session.captured(run))
 
     def check_weights(
         self, trainer: Trainer, pl_module: LightningModule, progress: Progress | None = None
@@ -295,7 +296,8 @@ class GradCAMCallback(Callback):
         Raises:
             ValueError: As of `diagnose`; or the model or a target cannot be checked.
         """
-        return self._session_of(trainer).check_weights(TrainerContext(trainer, pl_module), progress)
+        session, run = self._session_of(trainer), TrainerContext(trainer, pl_module)
+        return session.prober.check_weights(run, session.captured(run), progress)
 
     def list_layers(self, trainer: Trainer, pl_module: LightningModule) -> list[ListedLayer]:
         """List the layers of the model, and which of them "auto" takes; to be called when `diagnose` may be.
@@ -303,7 +305,8 @@ class GradCAMCallback(Callback):
         Raises:
             ValueError: There are no probes.
         """
-        return self._session_of(trainer).list_layers(TrainerContext(trainer, pl_module))
+        session, run = self._session_of(trainer), TrainerContext(trainer, pl_module)
+        return session.prober.list_layers(run, session.captured(run))
 
     def look(self, run: TrainerContext) -> None:
         """Explain the probes once, and write what is seen where the context says; to be called when `diagnose` may be.

@@ -7,27 +7,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from gradcam_callback.engine.layer_listing import ListedLayer
-from gradcam_callback.engine.layers import AUTO
-from gradcam_callback.engine.sanity import Progress, SanityResult
 from gradcam_callback.errors import BadInputError, UnknownSpaceError
-from gradcam_callback.execution.probe_pass import ProbePassResult
-from gradcam_callback.measuring import Measuring
-from gradcam_callback.notices import notices_of
+from gradcam_callback.looking import Looking, LookResult
 from gradcam_callback.probe_capture import ProbeCapture
 from gradcam_callback.prober import Prober
 from gradcam_callback.probes import ProbeSet
 from gradcam_callback.probes.regions import check_entry
 from gradcam_callback.reporting import findings
-from gradcam_callback.reporting.look_measures import measure_scalars
-from gradcam_callback.reporting.panel import Panel
-from gradcam_callback.reporting.panel_schedule import PanelSchedule
-from gradcam_callback.reporting.pass_renderer import PassRenderer
-from gradcam_callback.reporting.recorder import SeenProbes
 from gradcam_callback.reporting.tags import Tags
-from gradcam_callback.results import Diagnosis
 from gradcam_callback.run_context import RunContext
-from gradcam_callback.run_reporter import RunReporter, health_scalars
+from gradcam_callback.run_reporter import RunReporter
 from gradcam_callback.settings import Memory, Settings
 
 
@@ -42,6 +31,7 @@ class Session:
 
     Attributes:
         awaits_dry_run: Whether nothing was explained yet, and a training is about to begin.
+        prober: It runs the model.
         reporter: Of what is found.
     """
 
@@ -54,11 +44,10 @@ class Session:
         self._memory = memory
         self._earlier = earlier
         self._refuses = refuses
-        self._prober = Prober(settings)
-        self._schedule = PanelSchedule(settings.panels)
-        self._capture = ProbeCapture(settings.source, self._prober.capture_options)
+        self.prober = Prober(settings)
+        self._capture = ProbeCapture(settings.source, self.prober.capture_options)
         self._probes: ProbeSet | None = None
-        self._measuring = Measuring(settings, self._prober, self.reporter)
+        self._looking = Looking(settings, self.prober, self.reporter)
         self._is_open = False
         self._has_given_up = False
         self._held = 0.0  # seconds of this validation
@@ -100,7 +89,7 @@ class Session:
             BadInputError: There is no such layer, or no such method.
         """
         self._capture.processes = run.processes
-        self._prober.bind_model(run.model, self._capture.processes)
+        self.prober.bind_model(run.model, self._capture.processes)
 
     def open(self, run: RunContext) -> None:
         """Find out where to write, and take up what a checkpoint holds of the training that goes on."""
@@ -136,19 +125,16 @@ class Session:
         if probes is None:
             return
         self.awaits_dry_run = False
-        self._prober.check_faithfulness(probes)
+        self.prober.check_faithfulness(probes)
         if self._capture.is_of_validation:
             check_entry(self._settings.regions, probes)
         try:
-            renderer = self._renderer(probes)
-            result = self._explain(run, renderer)
-            if self.reporter.record_doubts(run, renderer, result):
-                self._prober.panels(run, result, renderer)
+            self._looking.dry_run(run, probes)
         except Exception as error:
             if isinstance(error, BadInputError) and not isinstance(error, UnknownSpaceError):
                 raise
             if not self._accepts(run, error):
-                self.reporter.record_failure(run, error, self._prober.titles(probes))
+                self.reporter.record_failure(run, error, self.prober.titles(probes))
         self.reporter.publish(run)
 
     # Probes
@@ -178,7 +164,7 @@ class Session:
         try:
             probes = self._capture.finish(run)
             if len(probes):
-                self._prober.targets(probes)
+                self.prober.targets(probes)
         except Exception as error:
             if not self._accepts(run, error):
                 failed = findings.failed("probes", "There are no probes", error)
@@ -191,7 +177,7 @@ class Session:
             self._probes = self._memory.probes = probes
             if run.stage == "fit" and not self._memory.keep_probes(probes):
                 found = [findings.probes_changed()]
-            self._measuring.begin(run, probes)
+            self._looking.begin(run, probes)
         self.reporter.record(run, ["probes"], found)
         for notice in probes.notices:
             self.reporter.notice(run, notice)
@@ -211,74 +197,42 @@ class Session:
         self._finish_capture(run)
         if self._has_given_up or not self._is_due(run):
             return self.reporter.publish(run)
-        maps = len(self.layers) * len(self._prober.titles(self._probes))
+        maps = len(self.layers) * len(self.prober.titles(self._probes))
         if self._probes is None:
             # For other callbacks that watch it and would end the run without; no logger is told.
-            missing = {self._tags(run).null_gradients: float(maps)}
-            run.show_scalars(missing)
+            run.show_scalars({self._tags(run).null_gradients: float(maps)})
             return self.reporter.publish(run)
-        drawn: dict[str, list[Panel]] = {}
-        seen: SeenProbes | None = None
-        scalars = {self._tags(run).null_gradients: float(len(self._probes) * maps)}
-        scalars[self._tags(run).empty_maps] = 0.0
+        look = LookResult(
+            {self._tags(run).null_gradients: float(len(self._probes) * maps), self._tags(run).empty_maps: 0.0}
+        )
         try:
-            renderer = self._renderer(self._probes, draws=self._schedule.draws)
-            result = self._explain(run, renderer)
-            self._memory.last_result = result.results[0]
-            scalars = health_scalars(result.results, self._tags(run))  # under other tags if "auto" has chosen
-            seen = self._measuring.measured(run, result, self._prober.seen(result, renderer))
-            scalars |= measure_scalars(seen.look, self._tags(run))
-            is_plain = self.reporter.record_doubts(run, renderer, result)
-            if is_plain and self._schedule.is_due(seen.look, has_news=self.reporter.has_news):
-                drawn = self._prober.panels(run, result, renderer)
-            self.reporter.record(run, ["callback"], [])
+            self._looking.look(run, self._probes, look, lambda: self._tags(run))
         except Exception as error:
-            self._schedule.forget()
             if self._accepts(run, error):
                 return self.reporter.publish(run)
-            self.reporter.record_failure(run, error, self._prober.titles(self._probes))
-        scalars[self._tags(run).seconds] = self._held + time.perf_counter() - started
-        self.reporter.log_scalars(run, scalars)
-        panels = self._tags(run).panels(drawn)
-        self.reporter.publish(run, self._schedule.take(panels, run.step, run.epoch), seen)
+            self.reporter.record_failure(run, error, self.prober.titles(self._probes))
+        self._memory.last_result = look.result or self._memory.last_result
+        look.scalars[self._tags(run).seconds] = self._held + time.perf_counter() - started
+        self.reporter.log_scalars(run, look.scalars)
+        panels = self._looking.due_panels(run, self._tags(run).panels(look.panels))
+        self.reporter.publish(run, panels, look.seen)
 
     def close(self, run: RunContext) -> None:
         """Bring to the disk what waits, and end the thread."""
-        self.reporter.close(run, self._schedule.take_kept())
+        self.reporter.close(run, self._looking.kept_panels())
 
-    def diagnose(self, run: RunContext) -> list[tuple[str, Diagnosis]]:
-        """Diagnose each layer for each target; see `GradCAMCallback.diagnose`."""
+    def captured(self, run: RunContext) -> ProbeSet:
+        """The probes, to ask the prober about them without a look.
+
+        Raises:
+            BadInputError: There are none, or there is no such layer.
+        """
         self.bind_model(run)
-        return self._prober.diagnose(run, self._captured(run))
-
-    def check_weights(self, run: RunContext, progress: Progress | None) -> list[SanityResult]:
-        """Whether the maps depend on the weights; see `GradCAMCallback.check_weights`."""
-        self.bind_model(run)
-        return self._prober.check_weights(run, self._captured(run), progress)
-
-    def list_layers(self, run: RunContext) -> list[ListedLayer]:
-        """List the layers of the model; see `GradCAMCallback.list_layers`."""
-        return self._prober.list_layers(run, self._captured(run))
-
-    def _captured(self, run: RunContext) -> ProbeSet:
         self._finish_capture(run)
         if self._probes is None:
             last = [str(alert) for alert in self._memory.alerts[-1:]]
             raise BadInputError(*(last or ["No sample passed in the validation to take probes from."]))
         return self._probes
-
-    def _renderer(self, probes: ProbeSet, *, draws: bool = True) -> PassRenderer:
-        return PassRenderer(probes, self._settings.style_for(probes), draws=draws)
-
-    def _explain(self, run: RunContext, renderer: PassRenderer) -> ProbePassResult:
-        """One probe pass, and what it tells of gradients, memory, weights and probes on record."""
-        probes = renderer.probes
-        is_chosen = self.layers != (AUTO,)
-        result = self._prober.explain(run, probes, renderer)
-        for notice in notices_of(self._prober, probes, result, chosen_now=not is_chosen):
-            self.reporter.notice(run, notice)
-        self.reporter.record_health(run, result, self._prober.titles(probes))
-        return result
 
     def _is_due(self, run: RunContext) -> bool:
         """Whether this validation has a probe pass: each one of an epoch that is due, and outside of `fit` always."""
@@ -293,7 +247,7 @@ class Session:
     @property
     def layers(self) -> tuple[str, ...]:
         """The full names of the layers; before "auto" has chosen, "auto"."""
-        return self._prober.layers
+        return self.prober.layers
 
     def _tags(self, run: RunContext) -> Tags:
         earlier = [session.layers for session in self._earlier]

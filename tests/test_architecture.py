@@ -27,6 +27,7 @@ LAYERS = [
     {"settings", "run_context"},
     {"loop_context", "probe_capture", "prober", "run_reporter", "trainer_context"},
     {"measuring", "notices"},
+    {"looking"},
     {"session"},
     {"callback", "report", "watch"},
     {"attach", "check", "explaining"},
