@@ -43,7 +43,7 @@ Start here:
   gradcam-callback explain --config FILE --ckpt CKPT images/ -o FOLDER
                                                      panels and a report of a trained model, without training again
   gradcam-callback report RUN [RUN ...] -o FILE      one HTML file of recorded runs: every epoch, without TensorBoard
-  gradcam-callback benchmark                         which method shows what decides? ten minutes, no download
+  gradcam-callback benchmark                         which method shows what decides? a quarter of an hour, no download
   gradcam-callback explain-cause [SLUG]              what an alert means, e.g. detached
 
 Documentation: {pages.REPOSITORY}
