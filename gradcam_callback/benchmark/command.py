@@ -30,7 +30,7 @@ _INSTALL = "pip install 'gradcam-callback[benchmark]'"
 
 DESCRIPTION = """\
 Compare methods on pictures of which it is known what decides their class, because they are drawn here, and on
-photographs with boxes. Small networks are trained for it; nothing is downloaded. Under a quarter of an hour on two cores."""
+photographs with boxes. Small networks are trained for it; nothing is downloaded. A quarter of an hour on two cores."""
 
 
 def run_benchmark(
