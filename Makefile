@@ -93,7 +93,7 @@ bench: $(VENV)/.ready  ## Measure time and memory as ratios inside one run (twen
 	$(BIN)/python scripts/benchmark.py
 	$(BIN)/python scripts/benchmark.py --only viewer
 
-screenshots: $(VENV)/.ready browser  ## Take the pictures in docs/ from the runs of `make demo` and `make broken`
+screenshots: $(VENV)/.ready browser  ## Take the pictures in docs/ from the runs of `make demo`, `make broken` and `make shortcut`
 	$(BIN)/python scripts/screenshots.py $(RUNS)
 
 gallery: configs  ## Train on each task, and take the panels into docs/gallery
