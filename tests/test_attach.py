@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import warnings
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -283,7 +284,7 @@ def test_programs_of_several_kinds(tmp_path: Path) -> None:
     expected = {
         "command_line": {"gradcam/network.5": [3, 6]},
         "timm_network": {"gradcam/model.layer4": [3, 6]},
-        "transformers_network": {"gradcam/model.vit.layers.0": [12, 24, 36, 48]},
+        "transformers_network": {"gradcam/model.vit.*": [12, 24, 36, 48]},  # its name goes by the version
         "segmentation": {},
     }
     config = "{probes: 4, target: predicted}"
@@ -292,7 +293,10 @@ def test_programs_of_several_kinds(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr.count(SAID) == 1
     for name in list(expected)[:-1]:
-        assert panels_of(tmp_path / name) == expected[name]
+        [(tag, steps)] = panels_of(tmp_path / name).items()
+        [(pattern, at)] = expected[name].items()
+        assert fnmatchcase(tag, pattern)
+        assert steps == at
     [file] = (tmp_path / "segmentation").rglob("alerts.jsonl")
     [alert] = map(json.loads, file.read_text().splitlines())
     assert (alert["cause"], "use `target: {segmentation: predicted}`" in alert["message"]) == ("no_maps", True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import io
 import os
 import subprocess
@@ -50,6 +51,8 @@ class Service:
             return WandbLogger(project="project", save_dir=self.folder, **settings)
         if self.name == "mlflow":
             return MLFlowLogger("experiment", **{"tracking_uri": f"file:{self.folder}", **settings})
+        if "online" not in inspect.signature(CometLogger).parameters:
+            pytest.skip("NOT TESTED: the CometLogger of this version of Lightning is another one")
         quick = {"log_code": False, "log_env_details": False, "log_git_metadata": False, "auto_output_logging": False}
         return CometLogger(project="project", offline_directory=str(self.folder), **quick, **settings)
 

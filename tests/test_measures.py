@@ -329,4 +329,7 @@ def test_a_model_that_is_right_and_looks_elsewhere_is_told(tmp_path: Path) -> No
 
 
 def test_a_model_that_looks_at_the_thing_is_left_alone(tmp_path: Path) -> None:
-    assert trained(tmp_path, spots()).callback.alerts == []
+    """On the way there it may look elsewhere; that is over in the end."""
+    alerts = trained(tmp_path, spots()).callback.alerts
+    assert {str(alert.cause) for alert in alerts} <= {"looks_elsewhere"}
+    assert [alert.status.value for alert in alerts][-1:] in ([], ["cleared"])

@@ -101,7 +101,7 @@ def read_options(args: Sequence[str]) -> tuple[AttachedCallback, str]:
         args: `--NAME VALUE`, with values in YAML, and `--config FILE`; what comes later counts.
 
     Returns:
-        A callback, and what of the options are not the default, as JSON for `attached_callback`.
+        A callback, and all its options as JSON for `attached_callback`.
 
     Raises:
         ValueError: An option is not possible; the message says which are.
@@ -117,12 +117,12 @@ def read_options(args: Sequence[str]) -> tuple[AttachedCallback, str]:
     del given["config"]
     # Its name until jsonargparse 4.49.
     made = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    return AttachedCallback(**made(given).as_dict()), parser.dump(given, format="json", skip_default=True)
+    return AttachedCallback(**made(given).as_dict()), parser.dump(given, format="json")
 
 
 def _clear(message: str) -> str:
     """What jsonargparse says, and for an option that there is not those that are possible."""
-    unknown = re.match(r"(?:unrecognized arguments: --|Option '|Key ')(\w+)", message)
+    unknown = re.match(r"(?:[Uu]nrecognized arguments: --|Option '|Key ')(\w+)", message)
     if unknown is None:
         return clarify(message)
     return "\n".join(
