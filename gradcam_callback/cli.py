@@ -189,7 +189,7 @@ def main(args: list[str] | None = None) -> None:
 
     Raises:
         SystemExit: With 0 after a help text; with 2, and a message on stderr, after an option or data that cannot be
-            used. The status of `doctor` and `check` is told in `DoctorTrainer`.
+            used. The status of `doctor`, `check` and `explain` is told in `DoctorTrainer`.
     """
     _hush_lightning()
     arguments = list(sys.argv[1:] if args is None else args) or ["--help"]

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -71,6 +72,15 @@ class Case:
     accuracy: float
     without: float | None = None
     is_drawn: bool = True
+
+    @cached_property
+    def regions(self) -> tuple[RegionWeights, RegionWeights]:
+        """The truth, and the same with `MARGIN` around it, for maps of the images' size: alike for each explainer."""
+        truth = self.pictures.truth
+        one, other = (
+            RegionWeights.of(Regions(tuple(masks.numpy())), masks.shape[1:]) for masks in (truth, _grown(truth))
+        )
+        return one, other
 
 
 @dataclass(frozen=True)
@@ -153,10 +163,7 @@ def measure(case: Case, explainer: Explainer, scale: Scale) -> Figures:
     # A map that is none points nowhere, and tells nothing of the order of the pixels.
     steps = scale.curve if case.is_drawn else scale.curve // 2
     heatmaps = heatmaps.float().nan_to_num().contiguous()
-    truth, near = (
-        RegionWeights.of(Regions(tuple(masks.numpy())), heatmaps.shape[1:])
-        for masks in (pictures.truth, _grown(pictures.truth))
-    )
+    truth, near = case.regions
     maps = heatmaps[None].numpy()
 
     def score(images: Tensor, rows: Tensor) -> Tensor:
